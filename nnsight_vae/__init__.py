@@ -1,0 +1,33 @@
+"""Causal, mechanistic interpretability of Variational Autoencoders, on nnsight."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+# public name -> submodule that defines it ("" for the submodule itself). Loaded on first use, so importing stays cheap.
+_EXPORTS = {
+    "NnsightVaeError": "errors",
+    "SiteError": "errors",
+    "AdapterError": "errors",
+    "InterventionError": "errors",
+    "DataError": "errors",
+    "ReadoutError": "errors",
+    "CircuitError": "errors",
+    "NnsightVaeWarning": "errors",
+}
+_SUBPACKAGES = ("adapters", "attribution", "causal", "circuits", "datasets", "metrics", "models", "readouts")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name in _EXPORTS:
+        return getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_EXPORTS, *_SUBPACKAGES])

@@ -1,0 +1,207 @@
+"""What a VAE is trained on, in one convention: summed over pixels, summed over latents, averaged over the batch.
+
+In nats per image, so `beta` means what it means in the papers and numbers of different models can be compared
+(libraries that average over pixels or latents multiply beta by pixels/latents without saying so).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from nnsight_vae.errors import DataError
+
+LIKELIHOODS = ("bernoulli", "gaussian")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The weights of a training loss: ``reconstruction + beta * KL + label_weight * labels``.
+
+    A VAE has ``beta=1``, a beta-VAE a larger one, a labelled VAE a positive `label_weight`.
+
+    Attributes:
+        beta: weight of the KL divergence, >= 0.
+        likelihood: of a pixel given its reconstruction: "bernoulli" or "gaussian".
+        sd: standard deviation of a pixel under the Gaussian likelihood, in image units.
+        label_weight: nats per squared standard deviation of a labelled factor.
+
+    Raises:
+        DataError: if a weight is negative or not finite, or the likelihood is unknown.
+
+    Source: VAE: Kingma and Welling 2014 (arXiv 1312.6114), eq. 7; beta-VAE: Higgins et al. 2017, eq. 4; a few labels:
+    Locatello et al. 2020 (arXiv 1905.01258), eq. 2 with an L2 regulariser.
+
+    Example:
+        >>> Objective(beta=4.0).name, Objective(label_weight=100.0).name
+        ('beta-vae', 'labelled-vae')
+    """
+
+    beta: float = 1.0
+    likelihood: str = "bernoulli"
+    sd: float = 1.0
+    label_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.likelihood not in LIKELIHOODS:
+            raise DataError(f"Objective: unknown likelihood {self.likelihood!r}. Known: {', '.join(LIKELIHOODS)}.")
+        for name in ("beta", "label_weight"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise DataError(f"Objective: {name}={value}, expected a finite number >= 0.")
+        if not (math.isfinite(self.sd) and self.sd > 0):
+            raise DataError(f"Objective: sd={self.sd}, expected a finite number > 0.")
+
+    @property
+    def name(self) -> str:
+        """'vae', 'beta-vae' or 'labelled-vae'."""
+        if self.label_weight > 0:
+            return "labelled-vae"
+        return "vae" if self.beta == 1 else "beta-vae"
+
+    def losses(
+        self,
+        reconstruction: Float[Tensor, "n c h w"],
+        x: Float[Tensor, "n c h w"],
+        mu: Float[Tensor, "n latent"],
+        logvar: Float[Tensor, "n latent"],
+    ) -> Losses:
+        """The unsupervised losses of one batch; see `Losses`.
+
+        Example:
+            >>> x = torch.zeros(2, 1, 4, 4)
+            >>> float(Objective(likelihood="gaussian").losses(x, x, torch.ones(2, 3), torch.zeros(2, 3)).kl)
+            1.5
+        """
+        fit = reconstruction_loss(reconstruction, x, self.likelihood, self.sd).mean()
+        kl = gaussian_kl(mu, logvar).sum(1).mean()
+        return Losses(fit + self.beta * kl, fit, kl)
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Losses of one batch, in nats per image.
+
+    Attributes:
+        total: ``reconstruction + beta * kl``; at ``beta=1`` the negative ELBO.
+        reconstruction: ``E_n[-log p(x|z)]``.
+        kl: ``E_n[KL(q(z|x) || N(0, I))]``, unweighted.
+    """
+
+    total: Float[Tensor, ""]
+    reconstruction: Float[Tensor, ""]
+    kl: Float[Tensor, ""]
+
+
+def gaussian_kl(mu: Float[Tensor, "n latent"], logvar: Float[Tensor, "n latent"]) -> Float[Tensor, "n latent"]:
+    """KL of each latent's posterior from the prior, in nats.
+
+    ``KL(N(mu, s^2) || N(0, 1)) = (mu^2 + s^2 - 1 - log s^2) / 2``
+
+    Args:
+        mu: posterior means.
+        logvar: logarithms of the posterior variances.
+
+    Source: Kingma and Welling 2014 (arXiv 1312.6114), appendix B.
+
+    Example:
+        >>> gaussian_kl(torch.tensor([[0.0, 1.0]]), torch.zeros(1, 2))
+        tensor([[0.0000, 0.5000]])
+    """
+    return 0.5 * (mu.square() + logvar.exp() - 1 - logvar)
+
+
+def reconstruction_loss(
+    reconstruction: Float[Tensor, "n c h w"],
+    x: Float[Tensor, "n c h w"],
+    likelihood: str = "bernoulli",
+    sd: float = 1.0,
+) -> Float[Tensor, " n"]:
+    """Negative log likelihood of each image given its reconstruction, summed over pixels and channels, in nats.
+
+    Bernoulli: ``-sum x log r + (1 - x) log(1 - r)``. For grey values strictly between 0 and 1 its minimum, at r = x, is
+    the entropy of x and not 0. Gaussian: ``sum (x - r)^2 / (2 sd^2) + log(sd sqrt(2 pi))``, the constant included.
+
+    Args:
+        reconstruction: in [0, 1] for Bernoulli.
+        x: images in [0, 1], floats.
+        likelihood: "bernoulli" or "gaussian".
+        sd: of the Gaussian.
+
+    Raises:
+        DataError: if shapes differ, `x` is not floating point, or the likelihood is unknown.
+
+    Source: Kingma and Welling 2014 (arXiv 1312.6114), appendix C.
+
+    Example:
+        >>> half = torch.full((1, 1, 2, 2), 0.5)
+        >>> round(float(reconstruction_loss(half, torch.ones(1, 1, 2, 2))), 4)   # 4 log 2
+        2.7726
+    """
+    if reconstruction.shape != x.shape:
+        raise DataError(f"reconstruction is {tuple(reconstruction.shape)}, images are {tuple(x.shape)}: must be equal.")
+    if not x.is_floating_point():
+        raise DataError(f"images are {x.dtype}, expected floats in [0, 1]: divide uint8 images by 255.")
+    if likelihood == "bernoulli":
+        nats = F.binary_cross_entropy(reconstruction, x, reduction="none")
+    elif likelihood == "gaussian":
+        nats = (x - reconstruction).square() / (2 * sd**2) + math.log(sd * math.sqrt(2 * math.pi))
+    else:
+        raise DataError(f"Unknown likelihood {likelihood!r}. Known: {', '.join(LIKELIHOODS)}.")
+    return nats.flatten(1).sum(1)
+
+
+def label_loss(mu: Float[Tensor, "n latent"], targets: Float[Tensor, "n factor"]) -> Float[Tensor, ""]:
+    """How far the first latents are from the labels they are tied to: ``E_n sum_k (mu_k - g_k)^2``.
+
+    Latent k is tied to factor k for the first `factor` latents; the rest are free.
+
+    Args:
+        mu: posterior means of labelled images.
+        targets: their factors, standardised (see `standardise`).
+
+    Raises:
+        DataError: if there are more factors than latents, or the row counts differ.
+
+    Source: Locatello et al. 2020 (arXiv 1905.01258), section 4, L2 form.
+
+    Example:
+        >>> float(label_loss(torch.zeros(5, 8), torch.ones(5, 2)))
+        2.0
+    """
+    if targets.shape[0] != mu.shape[0] or targets.shape[1] > mu.shape[1]:
+        raise DataError(
+            f"label_loss: {tuple(targets.shape)} labels for {tuple(mu.shape)} latents. "
+            "Expected as many rows, and no more factors than latents."
+        )
+    return (mu[:, : targets.shape[1]] - targets).square().sum(1).mean()
+
+
+def standardise(
+    factors: Float[Tensor, "n factor"],
+) -> tuple[Float[Tensor, "n factor"], Float[Tensor, " factor"], Float[Tensor, " factor"]]:
+    """Factors with mean 0 and standard deviation 1, and the mean and standard deviation that were removed.
+
+    Raises:
+        DataError: if there are fewer than two rows, a value is not finite, or a factor is constant (names its column).
+
+    Example:
+        >>> standardise(torch.tensor([[1.0], [3.0]]))[0].flatten()
+        tensor([-1.,  1.])
+    """
+    if factors.ndim != 2 or len(factors) < 2:
+        raise DataError(
+            f"factors have shape {tuple(factors.shape)}, expected (images, factors) with at least 2 images."
+        )
+    if not torch.isfinite(factors).all():
+        raise DataError("factors contain NaN or infinite values; every labelled image needs every factor.")
+    mean, sd = factors.mean(0), factors.std(0, correction=0)
+    constant = (sd == 0).nonzero().flatten().tolist()
+    if constant:
+        raise DataError(f"factor columns {constant} are constant over the {len(factors)} labelled images: drop them.")
+    return (factors - mean) / sd, mean, sd

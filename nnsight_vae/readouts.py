@@ -1,0 +1,266 @@
+"""Readouts: differentiable functions of a model's output that give one number per named target.
+
+Effects are measured on a readout. `Pixels` and `Region` read the reconstruction as it is, `Factors` asks a small
+learned regressor which value of each ground-truth factor the reconstruction shows, and `Latents` reads the posterior
+mean instead of the reconstruction. Any object of your own with `names` and `__call__` is a readout too.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .errors import ReadoutError
+
+if TYPE_CHECKING:
+    from .factor_readout import Factors
+
+__all__ = ["Factors", "Latents", "Pixels", "Readout", "Region", "select"]
+
+Span = slice | int
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Factors":  # it lives in its own file, which needs this one
+        from .factor_readout import Factors
+
+        return Factors
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+@runtime_checkable
+class Readout(Protocol):
+    """What the engine needs of a readout: named targets and a differentiable call.
+
+    `__call__` takes what the readout reads, `[n, ...]`, and returns `[n, len(names)]`. The optional attribute `reads`
+    says what that is: `"output"` (the reconstruction, also assumed where the attribute is absent) or `"latent.mu"`.
+    """
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """One name per column of the result."""
+
+    def __call__(self, reconstruction: Tensor, /) -> Tensor:
+        """The targets of each reconstruction, `[n, len(names)]`."""
+
+
+@dataclass(frozen=True)
+class Selected:
+    """Some targets of another readout, in the order asked for; made by `readout["name"]` or `select`."""
+
+    readout: Readout
+    names: tuple[str, ...]
+
+    @property
+    def reads(self) -> str:
+        """What the inner readout reads."""
+        return reads(self.readout)
+
+    def __call__(self, reconstruction: Tensor) -> Tensor:
+        """The chosen columns of the inner readout."""
+        values = self.readout(reconstruction)
+        columns = [self.readout.names.index(name) for name in self.names]
+        return values[:, torch.tensor(columns, device=values.device)]
+
+    def __getitem__(self, names: str | Sequence[str]) -> Readout:
+        return select(self, names)
+
+
+def select(readout: Readout, names: str | Sequence[str]) -> Readout:
+    """The targets `names` of any readout, one column each, in the order asked for.
+
+    Args:
+        readout: the readout to narrow.
+        names: one target name or a sequence of them.
+
+    Raises:
+        ReadoutError: if a name is not a target of this readout, is repeated, or none is given.
+
+    Example:
+        >>> import torch
+        >>> corners = select(Pixels((1, 2, 2)), ["pixel[0,1,1]", "pixel[0,0,0]"])
+        >>> corners(torch.arange(4.0).reshape(1, 1, 2, 2)).tolist()
+        [[3.0, 0.0]]
+    """
+    wanted = check_targets(names, readout.names)
+    own = getattr(
+        readout, "_select", None
+    )  # a readout that can narrow itself (Factors drops the other outputs' weights)
+    return own(wanted) if own is not None else Selected(readout, wanted)
+
+
+def reads(readout: Readout) -> str:
+    """What a readout reads: `"output"` unless it says otherwise in an attribute `reads`."""
+    return getattr(readout, "reads", "output")
+
+
+def check_targets(names: str | Sequence[str], available: tuple[str, ...]) -> tuple[str, ...]:
+    """`names` as a tuple, each one of `available` and none twice.
+
+    Raises:
+        ReadoutError: if that does not hold.
+    """
+    wanted = (names,) if isinstance(names, str) else tuple(names)
+    unknown = [name for name in wanted if name not in available]
+    if unknown or not wanted:
+        shown = ", ".join(available[:12]) + (f", ... ({len(available)} in all)" if len(available) > 12 else "")
+        raise ReadoutError(
+            f"Readout has no target {', '.join(map(repr, unknown)) or '(none asked for)'}. It has: {shown}."
+        )
+    if len(set(wanted)) != len(wanted):
+        raise ReadoutError(f"Readout targets {wanted} repeat a name; ask for each target once.")
+    return wanted
+
+
+class Pixels:
+    """Every element of the reconstruction as its own target, named `pixel[c,i,j]`.
+
+    Args:
+        shape: shape of one reconstruction, without the batch axis: (channels, height, width) for images, (d,) for
+            vectors.
+
+    Raises:
+        ReadoutError: if the shape is not positive integers, or a call's reconstruction has another shape.
+
+    Example:
+        >>> import torch
+        >>> Pixels((1, 2, 2)).names
+        ('pixel[0,0,0]', 'pixel[0,0,1]', 'pixel[0,1,0]', 'pixel[0,1,1]')
+    """
+
+    reads = "output"
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        self.shape = _positive_shape("Pixels", shape)
+        cells = itertools.product(*map(range, self.shape))
+        self.names: tuple[str, ...] = tuple(f"pixel[{','.join(map(str, cell))}]" for cell in cells)
+
+    def __call__(self, reconstruction: Float[Tensor, "n ..."]) -> Float[Tensor, "n t"]:
+        """Each reconstruction flattened: intensity of every element."""
+        check_shape("Pixels", reconstruction, self.shape)
+        return reconstruction.flatten(1)
+
+    def __getitem__(self, names: str | Sequence[str]) -> Readout:
+        return select(self, names)
+
+    def __repr__(self) -> str:
+        return f"Pixels({self.shape})"
+
+
+class Region:
+    """Mean intensity of named rectangles of an image, over all channels.
+
+    Args:
+        regions: name -> (rows, columns); each a slice or an integer, as in `image[:, rows, columns]`.
+
+    Raises:
+        ReadoutError: if a region is ill-formed, or is empty in a reconstruction.
+
+    Example:
+        >>> import torch
+        >>> halves = Region({"top": (slice(0, 4), slice(None)), "bottom": (slice(4, 8), slice(None))})
+        >>> image = torch.cat([torch.ones(1, 3, 4, 8), torch.zeros(1, 3, 4, 8)], dim=2)
+        >>> halves.names, halves(image).tolist()
+        (('top', 'bottom'), [[1.0, 0.0]])
+    """
+
+    reads = "output"
+
+    def __init__(self, regions: Mapping[str, tuple[Span, Span]]) -> None:
+        if not regions:
+            raise ReadoutError("Region: got no regions, expected at least one {name: (rows, columns)}.")
+        for name, area in regions.items():
+            if not isinstance(area, tuple) or len(area) != 2 or not all(isinstance(span, Span) for span in area):
+                raise ReadoutError(
+                    f"Region {name!r} is {area!r}, expected (rows, columns), each a slice or an integer."
+                )
+        self.regions = {name: (_as_slice(rows), _as_slice(columns)) for name, (rows, columns) in regions.items()}
+        self.names: tuple[str, ...] = tuple(self.regions)
+
+    def __call__(self, reconstruction: Float[Tensor, "n c h w"]) -> Float[Tensor, "n t"]:
+        """Mean intensity of each region, in the unit of the images."""
+        if reconstruction.ndim != 4:
+            raise ReadoutError(f"Region reads images [n, c, h, w]; got shape {tuple(reconstruction.shape)}.")
+        means = []
+        for name, (rows, columns) in self.regions.items():
+            area = reconstruction[:, :, rows, columns]
+            if area.shape[-1] == 0 or area.shape[-2] == 0:
+                raise ReadoutError(
+                    f"Region {name!r} is empty in an image of {tuple(reconstruction.shape[-2:])} pixels."
+                )
+            means.append(area.mean(dim=(1, 2, 3)))
+        return torch.stack(means, dim=1)
+
+    def __getitem__(self, names: str | Sequence[str]) -> Readout:
+        return select(self, names)
+
+    def __repr__(self) -> str:
+        return f"Region({', '.join(self.names)})"
+
+
+class Latents:
+    """The posterior mean itself: one target per latent, named `latent.mu[k]`, in latent units.
+
+    It reads `latent.mu` instead of the reconstruction (`reads == "latent.mu"`).
+
+    Args:
+        n: number of latents.
+
+    Raises:
+        ReadoutError: if `n` is not a positive integer, or a call's input has another number of latents.
+
+    Example:
+        >>> Latents(2).names, Latents(2).reads
+        (('latent.mu[0]', 'latent.mu[1]'), 'latent.mu')
+    """
+
+    reads = "latent.mu"
+
+    def __init__(self, n: int) -> None:
+        (self.n,) = _positive_shape("Latents", (n,))
+        self.names: tuple[str, ...] = tuple(f"latent.mu[{k}]" for k in range(n))
+
+    def __call__(self, mu: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+        """The posterior means as they are."""
+        check_shape("Latents", mu, (self.n,))
+        return mu
+
+    def __getitem__(self, names: str | Sequence[str]) -> Readout:
+        return select(self, names)
+
+    def __repr__(self) -> str:
+        return f"Latents({self.n})"
+
+
+def check_shape(who: str, values: Tensor, shape: tuple[int, ...]) -> None:
+    """Refuse a batch whose items are not of `shape`.
+
+    Raises:
+        ReadoutError: naming the reader, the shape it got and the shape it expected.
+    """
+    if tuple(values.shape[1:]) != shape:
+        raise ReadoutError(
+            f"{who} reads a batch of shape (n, {', '.join(map(str, shape))}); got {tuple(values.shape)}. "
+            "Build the readout for this model's output, or reshape the output before reading it."
+        )
+
+
+def _positive_shape(who: str, shape: Sequence[int]) -> tuple[int, ...]:
+    shape = tuple(shape)
+    if not shape or any(not isinstance(size, int) or size < 1 for size in shape):
+        raise ReadoutError(
+            f"{who}: got shape {shape}, expected positive integers, e.g. (3, 64, 64), without the batch."
+        )
+    return shape
+
+
+def _as_slice(span: Span) -> slice:
+    if isinstance(span, slice):
+        return span
+    return slice(span, span + 1 or None)  # -1 must mean the last row, not an empty slice

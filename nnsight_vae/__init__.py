@@ -17,6 +17,22 @@ _EXPORTS = {
     "ReadoutError": "errors",
     "CircuitError": "errors",
     "NnsightVaeWarning": "errors",
+    "VAE": "vae",
+    "adapt": "vae",
+    "Posterior": "posterior",
+    "Site": "sites",
+    "Unit": "sites",
+    "Selection": "sites",
+    "Set": "interventions",
+    "Add": "interventions",
+    "Scale": "interventions",
+    "Zero": "interventions",
+    "Mean": "interventions",
+    "Resample": "interventions",
+    "Noise": "interventions",
+    "Swap": "interventions",
+    "Quantize": "interventions",
+    "Intervention": "interventions",
 }
 _SUBPACKAGES = ("adapters", "attribution", "causal", "circuits", "datasets", "metrics", "models", "readouts")
 

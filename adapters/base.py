@@ -1,0 +1,69 @@
+"""What an adapter is, and how the one for a module is found."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nnsight_vae.errors import AdapterError
+from nnsight_vae.posterior import Posterior
+
+
+class Adapter:
+    """How to use one kind of module as a VAE. Subclass it, override `encode` and `decode`, and pass it to `nv.VAE`.
+
+    Example:
+        >>> from torch import nn
+        >>> class Mine(Adapter):
+        ...     def encode(self, model, x):
+        ...         h = model.body(x)
+        ...         return Posterior(model.mu(h), model.logvar(h))
+        ...     def decode(self, model, z):
+        ...         return model.out(z)
+        >>> Mine().matches(nn.Linear(2, 2))
+        False
+    """
+
+    #: rows of the codebook `[codes, channels]` where the latent is discrete
+    codebook: Float[Tensor, "codes channels"] | None = None
+    #: tolerance of `verify`: same operations in the same order, so exact unless an adapter says otherwise
+    tolerance: float = 0.0
+
+    def matches(self, model: nn.Module) -> bool:
+        """Whether this adapter should serve `model` when none is named. Must not import the library it is about."""
+        return False
+
+    def encode(self, model: nn.Module, x: Float[Tensor, n *image]) -> Posterior:
+        """The posterior of `x`, deterministically."""
+        raise NotImplementedError
+
+    def decode(self, model: nn.Module, z: Float[Tensor, n *latent]) -> Float[Tensor, n *image]:
+        """The reconstruction of `z`, as the activated tensor the model means by it."""
+        raise NotImplementedError
+
+    def reference(self, model: nn.Module, x: Float[Tensor, n *image]) -> tuple[Float[Tensor, n *image], str]:
+        """The model's own deterministic reconstruction of `x`, computed without the wrapper, and what that path is called."""
+        return self.decode(model, self.encode(model, x).mu), "decode(encode(x).mu)"
+
+
+def find_adapter(model: nn.Module) -> Adapter:
+    """The adapter for `model`: a registered third party's, or a generic one from its encode/decode shape.
+
+    Raises:
+        AdapterError: nothing fits; says what was looked for and how to wrap by hand.
+    """
+    from nnsight_vae.adapters.generic import EncodeDecode
+
+    candidates: list[Any] = [entry.load()() for entry in entry_points(group="nnsight_vae.adapters")]
+    for adapter in [*candidates, EncodeDecode()]:
+        if adapter.matches(model):
+            return adapter
+    children = ", ".join(name for name, _ in model.named_children()) or "none"
+    raise AdapterError(
+        f"{type(model).__name__} does not look like a VAE: expected methods encode(x) and decode(z), or submodules encoder and "
+        f"decoder; its submodules are: {children}. Say how with nv.adapt(module, encoder=lambda x: (mu, logvar), "
+        "decoder=lambda z: reconstruction), or pass adapter=."
+    )

@@ -1,0 +1,113 @@
+"""Adapters for modules that follow the usual shapes, and for anything else by plain callables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from nnsight_vae.adapters.base import Adapter
+from torch import Tensor, nn
+
+from nnsight_vae.errors import AdapterError
+from nnsight_vae.posterior import Posterior, read_posterior
+
+_RECONSTRUCTION = (
+    "reconstruction",
+    "recon_x",
+    "recon",
+    "x_hat",
+    "x_recon",
+    "sample",
+    "reconstructions",
+    "output",
+    "logits",
+)
+
+
+class EncodeDecode(Adapter):
+    """Modules with `encode(x)` and `decode(z)` methods, or `encoder` and `decoder` submodules.
+
+    `encode` may return `(mu, logvar)`, a dict, a named tuple, a dataclass, a Normal distribution, or (with `packed`) one
+    tensor with mu and logvar side by side.
+    """
+
+    def __init__(self, *, packed: bool = False) -> None:
+        self.packed = packed
+
+    def matches(self, model: nn.Module) -> bool:
+        return _function(model, "encode", "encoder") is not None and _function(model, "decode", "decoder") is not None
+
+    def encode(self, model: nn.Module, x: Float[Tensor, n *image]) -> Posterior:
+        encode = _function(model, "encode", "encoder")
+        if encode is None:
+            raise AdapterError(f"{type(model).__name__} has neither encode(x) nor a submodule 'encoder'; use nv.adapt.")
+        return read_posterior(encode(x), packed=self.packed, where=f"{type(model).__name__}.encode")
+
+    def decode(self, model: nn.Module, z: Float[Tensor, n *latent]) -> Float[Tensor, n *image]:
+        decode = _function(model, "decode", "decoder")
+        if decode is None:
+            raise AdapterError(f"{type(model).__name__} has neither decode(z) nor a submodule 'decoder'; use nv.adapt.")
+        return read_reconstruction(decode(z), where=f"{type(model).__name__}.decode")
+
+    def reference(self, model: nn.Module, x: Float[Tensor, n *image]) -> tuple[Float[Tensor, n *image], str]:
+        """`model(x)` where that is deterministic and returns a reconstruction, else `decode(encode(x).mu)`."""
+        try:
+            first, second = (read_reconstruction(model(x), where="forward") for _ in range(2))
+        except (AdapterError, NotImplementedError, TypeError, RuntimeError):
+            return super().reference(model, x)
+        if torch.equal(first, second):
+            return first, "forward(x)"
+        return super().reference(model, x)
+
+
+class CallableAdapter(Adapter):
+    """A VAE told by two plain callables: `encoder(x) -> posterior` and `decoder(z) -> reconstruction`."""
+
+    def __init__(
+        self,
+        encoder: Callable[[Tensor], Any],
+        decoder: Callable[[Tensor], Any],
+        *,
+        packed: bool = False,
+        codebook: Float[Tensor, "codes channels"] | None = None,
+    ) -> None:
+        self.encoder, self.decoder, self.packed, self.codebook = encoder, decoder, packed, codebook
+
+    def encode(self, model: nn.Module, x: Float[Tensor, n *image]) -> Posterior:
+        return read_posterior(self.encoder(x), packed=self.packed, where="encoder")
+
+    def decode(self, model: nn.Module, z: Float[Tensor, n *latent]) -> Float[Tensor, n *image]:
+        return read_reconstruction(self.decoder(z), where="decoder")
+
+
+def read_reconstruction(value: Any, *, where: str) -> Tensor:
+    """The reconstruction tensor in what a decoder (or a forward) returned.
+
+    Raises:
+        AdapterError: there is none to be found.
+    """
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, torch.distributions.Distribution):
+        return value.mean
+    if is_dataclass(value) and not isinstance(value, type):
+        value = {f.name: getattr(value, f.name) for f in fields(value)}
+    elif isinstance(value, tuple) and hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, Mapping):
+        for name in _RECONSTRUCTION:
+            if isinstance(value.get(name), Tensor):
+                return value[name]
+        raise AdapterError(
+            f"{where} returned fields {', '.join(map(str, value))}; expected one of {', '.join(_RECONSTRUCTION)}."
+        )
+    if isinstance(value, tuple | list) and value and isinstance(value[0], Tensor):
+        return value[0]
+    raise AdapterError(f"{where} returned {type(value).__name__}, expected the reconstruction as a tensor.")
+
+
+def _function(model: nn.Module, *names: str) -> Callable[..., Any] | None:
+    return next((f for name in names if callable(f := getattr(model, name, None))), None)

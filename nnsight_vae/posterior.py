@@ -1,0 +1,117 @@
+"""Posteriors: what an encoder says about the latent, and the forms in which encoders say it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nnsight_vae.errors import AdapterError
+
+_MEAN = ("mu", "mean", "loc", "z_mean", "z_mu", "embedding")
+_LOGVAR = ("logvar", "log_var", "log_variance", "log_covariance", "z_logvar", "z_log_var")
+_SCALE = ("std", "sigma", "scale", "stddev", "z_std")
+_VARIANCE = ("var", "variance")
+
+
+class Posterior(NamedTuple):
+    """A diagonal Gaussian q(z|x) = N(mu, diag exp(logvar)).
+
+    Attributes:
+        mu: mean, `[n, *latent]`, in latent units.
+        logvar: log variance, same shape.
+
+    Example:
+        >>> q = Posterior(torch.zeros(2, 3), torch.zeros(2, 3))
+        >>> q.kl().tolist()
+        [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
+    """
+
+    mu: Float[Tensor, n *latent]
+    logvar: Float[Tensor, n *latent]
+
+    @property
+    def sd(self) -> Float[Tensor, n *latent]:
+        """Posterior standard deviation, exp(logvar / 2)."""
+        return torch.exp(0.5 * self.logvar)
+
+    def rsample(self, eps: Float[Tensor, n *latent]) -> Float[Tensor, n *latent]:
+        """z = mu + sd * eps, with explicit standard-normal noise so that runs can share it."""
+        return self.mu + self.sd * eps
+
+    def kl(self) -> Float[Tensor, n *latent]:
+        """KL(q(z_k|x) || N(0, 1)) per example and latent, in nats: (mu^2 + exp(logvar) - 1 - logvar) / 2.
+
+        Source: Kingma and Welling 2014, arXiv 1312.6114, appendix B.
+        """
+        return 0.5 * (self.mu.square() + self.logvar.exp() - 1.0 - self.logvar)
+
+
+def read_posterior(value: Any, *, packed: bool = False, where: str = "encode") -> Posterior:
+    """Read what an encoder returned as a Gaussian posterior.
+
+    Args:
+        value: `(mu, logvar)`; a mapping, named tuple, dataclass or object with named mean and log variance / scale /
+            variance; a Normal `torch.distributions` object; or one tensor `[n, 2 d, ...]` with mu before logvar if `packed`.
+        packed: read a single tensor as mu and logvar side by side.
+        where: named in errors.
+
+    Raises:
+        AdapterError: the value cannot be read as a Gaussian posterior.
+    """
+    if isinstance(value, Posterior):
+        return value
+    if isinstance(value, torch.distributions.Distribution):
+        return _from_distribution(value, where)
+    if isinstance(value, Tensor):
+        if packed and value.shape[1] % 2 == 0:
+            return Posterior(*value.chunk(2, dim=1))
+        raise AdapterError(
+            f"{where} returned one tensor of shape {tuple(value.shape)}, expected (mu, logvar). If it holds mu and logvar side by "
+            "side along axis 1, wrap with nv.adapt(module, packed=True); if it is a plain autoencoder, it has no posterior."
+        )
+    if named := _from_names(value):
+        return named
+    if isinstance(value, tuple | list) and len(value) >= 2 and all(isinstance(v, Tensor) for v in value[:2]):
+        if value[0].shape != value[1].shape:
+            raise AdapterError(
+                f"{where} returned tensors of shapes {tuple(value[0].shape)} and {tuple(value[1].shape)}, expected mu and logvar of equal shape."
+            )
+        return Posterior(value[0], value[1])
+    raise AdapterError(
+        f"{where} returned {type(value).__name__}, expected (mu, logvar), names such as mu/logvar, or a Normal distribution. "
+        "Use nv.adapt(module, encoder=lambda x: (mu, logvar), decoder=...)."
+    )
+
+
+def _from_distribution(value: torch.distributions.Distribution, where: str) -> Posterior:
+    base = value.base_dist if isinstance(value, torch.distributions.Independent) else value
+    if not isinstance(base, torch.distributions.Normal):
+        raise AdapterError(
+            f"{where} returned a {type(base).__name__} posterior; only Normal posteriors can be read so far."
+        )
+    return Posterior(base.mean, 2.0 * torch.log(base.stddev))
+
+
+def _from_names(value: Any) -> Posterior | None:
+    """Mean and spread by name, from a mapping, a named tuple, a dataclass or attributes; None where there are no names."""
+    if isinstance(value, Mapping):
+        names: Mapping[str, Any] = value
+    elif isinstance(value, tuple) and hasattr(value, "_asdict"):
+        names = value._asdict()
+    elif is_dataclass(value) and not isinstance(value, type):
+        names = {f.name: getattr(value, f.name) for f in fields(value)}
+    else:
+        return None
+    mu = next((names[n] for n in _MEAN if n in names), None)
+    if mu is None:
+        return None
+    for keys, read in ((_LOGVAR, lambda v: v), (_SCALE, lambda v: 2.0 * torch.log(v)), (_VARIANCE, torch.log)):
+        for key in keys:
+            if key in names:
+                return Posterior(mu, read(names[key]))
+    return None

@@ -36,15 +36,15 @@ class Adapter:
         """Whether this adapter should serve `model` when none is named. Must not import the library it is about."""
         return False
 
-    def encode(self, model: nn.Module, x: Float[Tensor, n *image]) -> Posterior:
+    def encode(self, model: nn.Module, x: Float[Tensor, "n *image"]) -> Posterior:
         """The posterior of `x`, deterministically."""
         raise NotImplementedError
 
-    def decode(self, model: nn.Module, z: Float[Tensor, n *latent]) -> Float[Tensor, n *image]:
+    def decode(self, model: nn.Module, z: Float[Tensor, "n *latent"]) -> Float[Tensor, "n *image"]:
         """The reconstruction of `z`, as the activated tensor the model means by it."""
         raise NotImplementedError
 
-    def reference(self, model: nn.Module, x: Float[Tensor, n *image]) -> tuple[Float[Tensor, n *image], str]:
+    def reference(self, model: nn.Module, x: Float[Tensor, "n *image"]) -> tuple[Float[Tensor, "n *image"], str]:
         """The model's own deterministic reconstruction of `x`, computed without the wrapper, and what that path is called."""
         return self.decode(model, self.encode(model, x).mu), "decode(encode(x).mu)"
 

@@ -38,21 +38,24 @@ class EncodeDecode(Adapter):
         self.packed = packed
 
     def matches(self, model: nn.Module) -> bool:
+        """Whether `model` has both halves, as methods or as submodules."""
         return _function(model, "encode", "encoder") is not None and _function(model, "decode", "decoder") is not None
 
-    def encode(self, model: nn.Module, x: Float[Tensor, n *image]) -> Posterior:
+    def encode(self, model: nn.Module, x: Float[Tensor, "n *image"]) -> Posterior:
+        """The posterior that the module's own encode (or encoder) states."""
         encode = _function(model, "encode", "encoder")
         if encode is None:
             raise AdapterError(f"{type(model).__name__} has neither encode(x) nor a submodule 'encoder'; use nv.adapt.")
         return read_posterior(encode(x), packed=self.packed, where=f"{type(model).__name__}.encode")
 
-    def decode(self, model: nn.Module, z: Float[Tensor, n *latent]) -> Float[Tensor, n *image]:
+    def decode(self, model: nn.Module, z: Float[Tensor, "n *latent"]) -> Float[Tensor, "n *image"]:
+        """What the module's own decode (or decoder) makes of `z`."""
         decode = _function(model, "decode", "decoder")
         if decode is None:
             raise AdapterError(f"{type(model).__name__} has neither decode(z) nor a submodule 'decoder'; use nv.adapt.")
         return read_reconstruction(decode(z), where=f"{type(model).__name__}.decode")
 
-    def reference(self, model: nn.Module, x: Float[Tensor, n *image]) -> tuple[Float[Tensor, n *image], str]:
+    def reference(self, model: nn.Module, x: Float[Tensor, "n *image"]) -> tuple[Float[Tensor, "n *image"], str]:
         """`model(x)` where that is deterministic and returns a reconstruction, else `decode(encode(x).mu)`."""
         try:
             first, second = (read_reconstruction(model(x), where="forward") for _ in range(2))
@@ -76,10 +79,12 @@ class CallableAdapter(Adapter):
     ) -> None:
         self.encoder, self.decoder, self.packed, self.codebook = encoder, decoder, packed, codebook
 
-    def encode(self, model: nn.Module, x: Float[Tensor, n *image]) -> Posterior:
+    def encode(self, model: nn.Module, x: Float[Tensor, "n *image"]) -> Posterior:
+        """The posterior that the encoder callable states."""
         return read_posterior(self.encoder(x), packed=self.packed, where="encoder")
 
-    def decode(self, model: nn.Module, z: Float[Tensor, n *latent]) -> Float[Tensor, n *image]:
+    def decode(self, model: nn.Module, z: Float[Tensor, "n *latent"]) -> Float[Tensor, "n *image"]:
+        """What the decoder callable makes of `z`."""
         return read_reconstruction(self.decoder(z), where="decoder")
 
 

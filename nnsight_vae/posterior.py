@@ -31,19 +31,19 @@ class Posterior(NamedTuple):
         [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
     """
 
-    mu: Float[Tensor, n *latent]
-    logvar: Float[Tensor, n *latent]
+    mu: Float[Tensor, "n *latent"]
+    logvar: Float[Tensor, "n *latent"]
 
     @property
-    def sd(self) -> Float[Tensor, n *latent]:
+    def sd(self) -> Float[Tensor, "n *latent"]:
         """Posterior standard deviation, exp(logvar / 2)."""
         return torch.exp(0.5 * self.logvar)
 
-    def rsample(self, eps: Float[Tensor, n *latent]) -> Float[Tensor, n *latent]:
+    def rsample(self, eps: Float[Tensor, "n *latent"]) -> Float[Tensor, "n *latent"]:
         """z = mu + sd * eps, with explicit standard-normal noise so that runs can share it."""
         return self.mu + self.sd * eps
 
-    def kl(self) -> Float[Tensor, n *latent]:
+    def kl(self) -> Float[Tensor, "n *latent"]:
         """KL(q(z_k|x) || N(0, 1)) per example and latent, in nats: (mu^2 + exp(logvar) - 1 - logvar) / 2.
 
         Source: Kingma and Welling 2014, arXiv 1312.6114, appendix B.

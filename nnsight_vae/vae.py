@@ -49,27 +49,27 @@ class Wrapped(nn.Module):
         self.tap_output = Tap()
         self.adapter = adapter
 
-    def encode(self, x: Float[Tensor, n *image]) -> Posterior:
+    def encode(self, x: Float[Tensor, "n *image"]) -> Posterior:
         """The posterior of `x`, through the taps."""
         mu, logvar = self.adapter.encode(self.model, self.tap_input(x))
         return Posterior(self.latent.mu(mu), self.latent.logvar(logvar))
 
-    def sample(self, posterior: Posterior, eps: Tensor | None, *, draw: bool = False) -> Float[Tensor, n *latent]:
+    def sample(self, posterior: Posterior, eps: Tensor | None, *, draw: bool = False) -> Float[Tensor, "n *latent"]:
         """z = mu + sd * eps; eps is zero unless given, or drawn if asked for."""
         if eps is None:
             eps = torch.randn_like(posterior.mu) if draw else torch.zeros_like(posterior.mu)
         return posterior.rsample(self.latent.eps(eps))
 
-    def decode(self, z: Float[Tensor, n *latent]) -> Float[Tensor, n *image]:
+    def decode(self, z: Float[Tensor, "n *latent"]) -> Float[Tensor, "n *image"]:
         """The reconstruction of `z`, through the taps."""
         return self.tap_output(self.adapter.decode(self.model, self.latent.z(z)))
 
-    def decode_posterior(self, mu: Tensor, logvar: Tensor, eps: Tensor) -> Float[Tensor, n *image]:
+    def decode_posterior(self, mu: Tensor, logvar: Tensor, eps: Tensor) -> Float[Tensor, "n *image"]:
         """Everything from the posterior on: all latent taps fire, the encoder does not run."""
         posterior = Posterior(self.latent.mu(mu), self.latent.logvar(logvar))
         return self.decode(self.sample(posterior, eps))
 
-    def forward(self, x: Tensor, *, eps: Tensor | None = None, sample: bool = False) -> Float[Tensor, n *image]:
+    def forward(self, x: Tensor, *, eps: Tensor | None = None, sample: bool = False) -> Float[Tensor, "n *image"]:
         """The reconstruction of `x`: at the posterior mean, at `mu + sd * eps`, or at a fresh draw (`sample=True`)."""
         return self.decode(self.sample(self.encode(x), eps, draw=sample))
 
@@ -207,7 +207,7 @@ class VAE(NNsight):
         with self.held():
             return self._module(*args, **kwargs)
 
-    def encode(self, x: Float[Tensor, n *image]) -> Posterior:
+    def encode(self, x: Float[Tensor, "n *image"]) -> Posterior:
         """The posterior q(z|x), untraced.
 
         Args:
@@ -222,7 +222,7 @@ class VAE(NNsight):
         with self.held():
             return self._module.encode(x)
 
-    def decode(self, z: Float[Tensor, n *latent]) -> Float[Tensor, n *image]:
+    def decode(self, z: Float[Tensor, "n *latent"]) -> Float[Tensor, "n *image"]:
         """The reconstruction of latents `z` `[n, *latent]`, untraced.
 
         Raises:
@@ -233,7 +233,7 @@ class VAE(NNsight):
         with self.held():
             return self._module.decode(z.to(self.device or z.device))
 
-    def verify(self, x: Float[Tensor, n *image]) -> float:
+    def verify(self, x: Float[Tensor, "n *image"]) -> float:
         """Largest difference between this wrapper and the model's own deterministic path (`adapter.reference` names it).
 
         Args:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_FEW_CLUSTERS = 10  # below this a 95 % percentile interval covers less than about 90 % (statistics.bootstrap_interval)
+FEW_CLUSTERS = 10  # below this a 95 % percentile interval covers less than about 90 % (statistics.bootstrap_interval)
 _FLIPS_AT_LEAST, _FLIPS_AT_MOST = 1_999, 9_999
 
 
@@ -130,10 +130,10 @@ class Effects:
             NnsightVaeWarning: fewer than 10 clusters; the interval is then too narrow (statistics.bootstrap_interval).
         """
         bounds = statistics.bootstrap_interval(self.values, self.groups, level=level, n_boot=n_boot, seed=seed)
-        if self.n_clusters < _FEW_CLUSTERS:
+        if self.n_clusters < FEW_CLUSTERS:
             warnings.warn(
                 f"{self.n_clusters} independent pairs (clusters) only: bootstrap intervals are too narrow below "
-                f"{_FEW_CLUSTERS}. Use more base images, or read them as indicative.",
+                f"{FEW_CLUSTERS}. Use more base images, or read them as indicative.",
                 NnsightVaeWarning,
                 stacklevel=2,
             )

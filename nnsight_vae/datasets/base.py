@@ -1,0 +1,163 @@
+"""`Dataset` and `Batch`: what every data set of images with ground-truth factors offers."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from ..errors import DataError, NnsightVaeWarning, ReadoutError
+from ..pairs import Pairs
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+    from ..readouts import Factors
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Images with their factors, and the exogenous noise that made them.
+
+    Args:
+        images: in [0, 1].
+        factors: one column per factor of the dataset, in the factors' own units.
+        noise: exogenous noise of each unit, for counterfactuals; None where the world's noise is not known.
+    """
+
+    images: Float[Tensor, "n c h w"]
+    factors: Float[Tensor, "n f"]
+    noise: Float[np.ndarray, "n f"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+class Dataset(ABC):
+    """Images with ground-truth factors, and, where it is known, the causal graph among the factors.
+
+    Attributes:
+        name: what the dataset is called in reports.
+        factors: names of the factors, in column order.
+        image_shape: (channels, height, width).
+        n_images: how many images there are; None where they are rendered on demand.
+    """
+
+    name: str
+    factors: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    n_images: int | None = None
+
+    @property
+    @abstractmethod
+    def graph(self) -> nx.DiGraph | None:
+        """The true causal graph over the factors, or None where it is not known."""
+
+    @abstractmethod
+    def sample(self, n: int, seed: int = 0) -> Batch:
+        """n images with their factors; the same seed gives the same images."""
+
+    @abstractmethod
+    def images_u8(self, n: int, seed: int = 0) -> UInt8[Tensor, "n c h w"]:
+        """The images of `sample(n, seed)` as uint8: a quarter of the memory, for training."""
+
+    @abstractmethod
+    def pairs(self, factor: str, n: int, seed: int = 0, propagate: bool = True) -> Pairs:
+        """n pairs of images that differ by an intervention on one factor, oriented low -> high."""
+
+    @abstractmethod
+    def _fit_readout(self) -> Factors:
+        """A readout of all factors, reliable or not."""
+
+    def do(self, n: int, seed: int = 0, **values: float | np.ndarray | Tensor) -> Batch:
+        """n images under an intervention on factors, e.g. `do(n=100, angle=0.4)`.
+
+        Raises:
+            DataError: always here: without a structural causal model nothing can be intervened on.
+        """
+        raise self._no_scm("do")
+
+    def counterfactual(self, batch: Batch, **values: float | np.ndarray | Tensor) -> Batch:
+        """The same units as in `batch`, had the named factors been set to these values.
+
+        Raises:
+            DataError: always here: without a structural causal model there are no counterfactuals.
+        """
+        raise self._no_scm("counterfactual")
+
+    def readout(self, names: str | Sequence[str] | None = None) -> Factors:
+        """The learned readout of this dataset's factors, in factor standard deviations.
+
+        It is fitted (seeded) the first time it is asked for and then kept, or comes with the package.
+
+        Args:
+            names: factors to read; None: every factor that can be read reliably (held-out R2 of at least .8).
+
+        Raises:
+            ReadoutError: if a factor is unknown, or asked for by name and not reliable; if none is reliable.
+
+        Warns:
+            NnsightVaeWarning: if names is None and a factor had to be left out.
+        """
+        if self._readout is None:
+            self._readout = self._fit_readout()
+        whole = self._readout
+        if names is not None:
+            part = whole[names]
+            if part.unreliable:
+                raise ReadoutError(f"{self.name}: {_scores(part)} cannot be read reliably. Ask for other factors.")
+            return part
+        reliable = [name for name in whole.names if name not in whole.unreliable]
+        if not reliable:
+            raise ReadoutError(f"{self.name}: no factor can be read from its images: {_scores(whole)}.")
+        if whole.unreliable:
+            message = (
+                f"{self.name}: the readout leaves out {_scores(whole[whole.unreliable])}: not readable from the images."
+            )
+            warnings.warn(message, NnsightVaeWarning, stacklevel=2)
+        return whole[reliable]
+
+    _readout: Factors | None = None
+
+    def _no_scm(self, what: str) -> DataError:
+        return DataError(
+            f"{self.name}.{what}: this dataset has images and factors but no structural causal model to intervene on. "
+            "Use pairs(), which matches images, or a dataset with an SCM such as 'pendulum'."
+        )
+
+    def _check_factor(self, factor: str) -> int:
+        if factor not in self.factors:
+            raise DataError(f"{self.name} has no factor {factor!r}. Its factors: {', '.join(self.factors)}.")
+        return self.factors.index(factor)
+
+    def __repr__(self) -> str:
+        size = "rendered on demand" if self.n_images is None else f"{self.n_images} images"
+        return f"<{self.name}: {size}, shape {self.image_shape}, factors {', '.join(self.factors)}>"
+
+
+def check_count(what: str, n: int, most: int | None = None) -> None:
+    """Refuse a number of images or pairs that cannot be served.
+
+    Raises:
+        DataError: if n is not a positive integer, or above `most`.
+    """
+    if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
+        raise DataError(f"{what}: n is {n!r}, expected a positive integer.")
+    if most is not None and n > most:
+        raise DataError(f"{what}: asked for n = {n}, but there are only {most}.")
+
+
+def as_images(u8: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+    """uint8 images as float32 in [0, 1]."""
+    return u8.to(torch.float32).div_(255)
+
+
+def _scores(readout: Factors) -> str:
+    return ", ".join(f"{name} (held-out R2 {readout.reliability[name]:.2f})" for name in readout.names)

@@ -1,0 +1,227 @@
+"""`Procedural`: images rendered on demand from a structural causal model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from ..causal.scm import SCM
+from ..errors import DataError
+from ..pairs import Pairs
+from .base import Batch, Dataset, as_images, check_count
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+    from ..readouts import Factors
+
+Render = Callable[[Float[np.ndarray, "n f"]], UInt8[np.ndarray, "n c h w"]]
+Values = Mapping[str, "float | np.ndarray | Tensor"]
+
+_REDRAWS = 20  # attempts to find a second value of a factor that differs from the first
+
+
+class Procedural(Dataset):
+    """A dataset whose images are drawn from the factors, and whose factors follow an SCM.
+
+    Args:
+        name: what it is called in reports.
+        scm: the causal model of the factors.
+        render: factors, in the order of `scm.names`, to uint8 images.
+        image_shape: (channels, height, width) of those images.
+        limits: factor -> (lowest, highest) value that can be drawn; `do` and `counterfactual` refuse others.
+        readout_file: a readout fitted before (see `build_readouts`); None: it is fitted on first use.
+
+    Example:
+        >>> from nnsight_vae.datasets.pendulum import pendulum
+        >>> data = pendulum()
+        >>> batch = data.sample(n=4, seed=0)
+        >>> moved = data.counterfactual(batch, angle=0.4)
+        >>> moved.images.shape, moved.factors[:, 0].unique().tolist()
+        (torch.Size([4, 3, 64, 64]), [0.4000000059604645])
+    """
+
+    def __init__(
+        self,
+        name: str,
+        scm: SCM,
+        render: Render,
+        image_shape: tuple[int, int, int],
+        limits: Mapping[str, tuple[float, float]],
+        readout_file: Path | None = None,
+    ) -> None:
+        self.name, self.scm, self.factors = name, scm, scm.names
+        self.image_shape = image_shape
+        self.limits = dict(limits)
+        self._render, self._readout_file = render, readout_file
+
+    @property
+    def graph(self) -> nx.DiGraph:
+        """The true causal graph over the factors; a new graph per call."""
+        return self.scm.graph
+
+    def sample(self, n: int, seed: int = 0) -> Batch:
+        """n images from the observational distribution; the same seed gives the same images.
+
+        Raises:
+            DataError: if n is not a positive integer.
+        """
+        return self.do(n, seed)
+
+    def do(self, n: int, seed: int = 0, **values: float | np.ndarray | Tensor) -> Batch:
+        """n images under an intervention on factors, e.g. `do(n=100, angle=0.4)`; descendants follow the SCM.
+
+        The units are those of `sample(n, seed)`: image i of both shares its exogenous noise.
+
+        Args:
+            n: number of images.
+            seed: fixes the units.
+            **values: factor -> one value for all images, or one per image.
+
+        Raises:
+            DataError: if a factor is unknown, or a value is not finite, not drawable or of the wrong length.
+        """
+        check_count(f"{self.name}.do", n)
+        return self._batch(*self.scm.sample(n, np.random.default_rng(seed), do=self._check_values(values)))
+
+    def counterfactual(self, batch: Batch, **values: float | np.ndarray | Tensor) -> Batch:
+        """The same units as in `batch`, had the named factors been set to these values.
+
+        Args:
+            batch: a batch of this dataset, with its noise.
+            **values: factor -> one value for all images, or one per image.
+
+        Raises:
+            DataError: if the batch carries no noise, or the values are ill-formed (see `do`).
+        """
+        if batch.noise is None:
+            raise DataError(
+                f"{self.name}.counterfactual: the batch carries no noise; use a batch that sample() or do() made."
+            )
+        return self._batch(self.scm.counterfactual(batch.noise, self._check_values(values)), batch.noise)
+
+    def sample_independent(self, n: int, seed: int = 0) -> Batch:
+        """n images whose factors are independent: every factor is set, `do(all)`, to a draw of its own marginal.
+
+        Causally related factors are correlated in `sample`, and no readout or metric can then tell them apart; here it
+        can. Each marginal is the observational one.
+
+        Raises:
+            DataError: if n is not a positive integer.
+        """
+        check_count(f"{self.name}.sample_independent", n)
+        rng = np.random.default_rng(seed)
+        columns = [self.scm.sample(n, rng)[0][:, column] for column in range(len(self.factors))]
+        return self._batch(np.stack(columns, axis=1), None)
+
+    def images_u8(self, n: int, seed: int = 0) -> UInt8[Tensor, "n c h w"]:
+        """The images of `sample(n, seed)` as uint8: a quarter of the memory, for training.
+
+        Raises:
+            DataError: if n is not a positive integer.
+        """
+        check_count(f"{self.name}.images_u8", n)
+        values, _ = self.scm.sample(n, np.random.default_rng(seed))
+        return torch.from_numpy(self._render(values))
+
+    def pairs(self, factor: str, n: int, seed: int = 0, propagate: bool = True) -> Pairs:
+        """n pairs that differ by an intervention on one factor, with all exogenous noise shared.
+
+        One image of each pair is a draw of `sample`; the other is the same unit with the factor set to the value of
+        another random unit. The image with the lower value is the base.
+
+        Args:
+            factor: the factor intervened on.
+            n: number of pairs.
+            seed: fixes the pairs. With equal seeds, `propagate` True and False give the same units and values.
+            propagate: True: descendants of the factor follow the SCM. False: all other factors keep the values of the
+                sampled image, so only this factor's own pixels change.
+
+        Returns:
+            Pairs with factors of both images; each base is its own bootstrap group.
+
+        Raises:
+            DataError: if the factor is unknown, n is not a positive integer, or the factor never varies.
+        """
+        column = self._check_factor(factor)
+        check_count(f"{self.name}.pairs", n)
+        factual, noise = self.scm.sample(n, np.random.default_rng([seed, 0]))
+        other = self._other_values(factual[:, column], column, np.random.default_rng([seed, 1]))
+        held = {} if propagate else {name: factual[:, j] for j, name in enumerate(self.factors)}
+        low = self.scm.counterfactual(noise, held | {factor: np.minimum(factual[:, column], other)})
+        high = self.scm.counterfactual(noise, held | {factor: np.maximum(factual[:, column], other)})
+        base, source = self._batch(low, noise), self._batch(high, noise)
+        return Pairs(
+            base.images,
+            source.images,
+            factor=factor,
+            groups=torch.arange(n),
+            base_factors=base.factors,
+            source_factors=source.factors,
+            factor_names=self.factors,
+            propagate=propagate,
+        )
+
+    def _other_values(self, values: np.ndarray, column: int, rng: np.random.Generator) -> np.ndarray:
+        other = values.copy()
+        for _ in range(_REDRAWS):
+            same = other == values
+            if not same.any():
+                return other
+            other[same] = self.scm.sample(int(same.sum()), rng)[0][:, column]
+        raise DataError(
+            f"{self.name}.pairs: {self.factors[column]!r} takes one value only, so no pair can differ in it."
+        )
+
+    def _batch(self, values: np.ndarray, noise: np.ndarray | None) -> Batch:
+        images = as_images(torch.from_numpy(self._render(values)))
+        return Batch(images, torch.from_numpy(values.astype(np.float32)), noise)
+
+    def _check_values(self, values: Values) -> dict[str, np.ndarray]:
+        checked = {}
+        for factor, value in values.items():
+            self._check_factor(factor)
+            array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
+            low, high = self.limits[factor]
+            if array.dtype.kind not in "fiu" or not ((array >= low) & (array <= high)).all():
+                raise DataError(
+                    f"{self.name}: cannot draw {factor} = {value!r}; expected numbers in [{low:g}, {high:g}]."
+                )
+            checked[factor] = array
+        return checked
+
+    def _fit_readout(self) -> Factors:
+        from ..readouts import Factors
+
+        if self._readout_file is not None:
+            return Factors.load(self._readout_file)
+        return fit_procedural_readout(self)
+
+
+def fit_procedural_readout(data: Procedural, n: int = 10_000, seed: int = 0, steps: int = 3000) -> Factors:
+    """Fit a readout on half observational images and half with independent factors.
+
+    Observational images alone would let it read a factor off its effects; independent ones alone would not look like
+    what the models are trained on.
+
+    Args:
+        data: the dataset.
+        n: number of images.
+        seed: fixes images and training.
+        steps: optimiser steps.
+
+    Returns:
+        A readout of all factors, reliable or not, in observational standard deviations.
+    """
+    from ..readouts import Factors
+
+    halves = [data.sample(n // 2, seed), data.sample_independent(n - n // 2, seed + 1)]
+    images = torch.cat([(half.images * 255).round().to(torch.uint8) for half in halves])
+    factors = torch.cat([half.factors for half in halves])
+    return Factors.fit(images, factors, data.factors, seed=seed, steps=steps, allow_unreliable=True)

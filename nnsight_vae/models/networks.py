@@ -6,6 +6,7 @@ ReLUs work out of place (an in-place one overwrites the activation that was to b
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -20,8 +21,8 @@ _CHANNELS = (16, 32, 32, 32)
 _SMALLEST_MAP = 4
 
 
-class _GaussianVAE(nn.Module):
-    """What both networks share: how the four parts are called. Not a VAE by itself."""
+class GaussianVAE(nn.Module):
+    """What both networks share: how the four parts are called. Build `ConvVAE` or `MLPVAE`."""
 
     def __init__(self, encoder: nn.Sequential, decoder: nn.Sequential, hidden: int, latent: int) -> None:
         super().__init__()
@@ -55,7 +56,7 @@ class _GaussianVAE(nn.Module):
         return self.decode(z), mu, logvar
 
 
-class ConvVAE(_GaussianVAE):
+class ConvVAE(GaussianVAE):
     """Convolutional VAE: each encoder step halves the image, each decoder step doubles it.
 
     ``encoder``: (Conv2d 4x4 stride 2, ReLU) per entry of `channels`, Flatten, Linear, ReLU. ``decoder``: Linear, ReLU,
@@ -113,7 +114,7 @@ class ConvVAE(_GaussianVAE):
         super().__init__(encoder, decoder, hidden, latent)
 
 
-class MLPVAE(_GaussianVAE):
+class MLPVAE(GaussianVAE):
     """Fully connected VAE.
 
     ``encoder``: Flatten, then (Linear, ReLU) per entry of `hidden`. ``decoder``: the mirror image, then Linear,
@@ -152,30 +153,29 @@ class MLPVAE(_GaussianVAE):
         super().__init__(encoder, decoder, widths[-1], latent)
 
 
-ARCHITECTURES: Mapping[str, type[_GaussianVAE]] = {"ConvVAE": ConvVAE, "MLPVAE": MLPVAE}
+ARCHITECTURES: Mapping[str, type[GaussianVAE]] = {"ConvVAE": ConvVAE, "MLPVAE": MLPVAE}
 
 
-def build(architecture: str, arguments: Mapping[str, Any], seed: int) -> nn.Module:
-    """Make one of `ARCHITECTURES` with weights that depend on `seed` alone.
+def build(architecture: str, arguments: Mapping[str, Any], generator: torch.Generator) -> GaussianVAE:
+    """Make one of `ARCHITECTURES` with weights drawn from `generator`.
 
-    Weights and biases are U(-1/sqrt(fan_in), 1/sqrt(fan_in)), torch's own default for these layers, but drawn from a
-    generator of their own: torch's global random state is neither used nor advanced.
+    Weights and biases are U(-1/sqrt(fan_in), 1/sqrt(fan_in)), torch's own default for these layers. torch's global
+    random state is neither used nor advanced.
 
     Args:
         architecture: "ConvVAE" or "MLPVAE".
         arguments: keyword arguments of its constructor.
-        seed: of the weights.
+        generator: on the CPU; advanced.
 
     Raises:
         DataError: if the architecture or one of its arguments is unknown or unfit.
 
     Example:
-        >>> one, two = (build("MLPVAE", {"latent": 2}, seed=0) for _ in range(2))
+        >>> one, two = (build("MLPVAE", {"latent": 2}, torch.Generator().manual_seed(0)) for _ in range(2))
         >>> torch.equal(one.fc_mu.weight, two.fc_mu.weight)
         True
     """
     module = empty(architecture, arguments).to_empty(device="cpu")
-    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for layer in module.modules():
             if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
@@ -186,19 +186,34 @@ def build(architecture: str, arguments: Mapping[str, Any], seed: int) -> nn.Modu
     return module
 
 
-def empty(architecture: str, arguments: Mapping[str, Any]) -> nn.Module:
+def complete(architecture: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments with the constructor's defaults filled in, so that a record outlives a change of defaults.
+
+    Raises:
+        DataError: if the architecture or an argument is unknown.
+
+    Example:
+        >>> complete("MLPVAE", {"latent": 2})
+        {'image_shape': (1, 8, 8), 'latent': 2, 'hidden': (128, 64)}
+    """
+    if architecture not in ARCHITECTURES:
+        raise DataError(f"Unknown architecture {architecture!r}. Known: {', '.join(ARCHITECTURES)}.")
+    try:
+        bound = inspect.signature(ARCHITECTURES[architecture]).bind(**arguments)
+    except TypeError as error:
+        raise DataError(f"{architecture} cannot be built from {dict(arguments)}: {error}.") from error
+    bound.apply_defaults()
+    return bound.arguments
+
+
+def empty(architecture: str, arguments: Mapping[str, Any]) -> GaussianVAE:
     """One of `ARCHITECTURES` on torch's meta device: shapes without weights, no random number drawn.
 
     Raises:
         DataError: if the architecture or one of its arguments is unknown or unfit.
     """
-    if architecture not in ARCHITECTURES:
-        raise DataError(f"Unknown architecture {architecture!r}. Known: {', '.join(ARCHITECTURES)}.")
-    try:
-        with torch.device("meta"):
-            return ARCHITECTURES[architecture](**arguments)
-    except TypeError as error:
-        raise DataError(f"{architecture} cannot be built from {dict(arguments)}: {error}.") from error
+    with torch.device("meta"):
+        return ARCHITECTURES[architecture](**complete(architecture, arguments))
 
 
 def _linear_relu(widths: Sequence[int]) -> list[nn.Module]:

@@ -1,0 +1,280 @@
+"""One training loop: seeded, resumable to the bit, on any device."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nnsight_vae.errors import DataError, NnsightVaeError
+from nnsight_vae.models.checkpoints import Run, load_run, save_results, save_run
+from nnsight_vae.models.interrupt import deferred_interrupt
+from nnsight_vae.models.networks import build, complete
+from nnsight_vae.models.objectives import Objective, label_loss, standardise
+
+FORMAT = "nnsight-vae/model@1"
+_LOG_EVERY = 50
+_LAST_RATE = 0.02  # the cosine ends at this share of the first learning rate
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The few images whose factors are known; latent k is tied to factor k (see `objectives.label_loss`).
+
+    Attributes:
+        images: uint8 in 0-255 or floats in [0, 1], `[m, c, h, w]`.
+        factors: in any unit; standardised over these m images before use.
+        names: of the factors, for the record.
+    """
+
+    images: Tensor
+    factors: Float[Tensor, "m factor"]
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training: the module in eval mode, and the record that is saved as config.json."""
+
+    module: nn.Module
+    config: dict[str, Any]
+
+
+def train(
+    images: Tensor,
+    *,
+    objective: Objective | None = None,
+    architecture: str = "ConvVAE",
+    arguments: Mapping[str, Any] | None = None,
+    labels: Labels | None = None,
+    steps: int = 2000,
+    batch_size: int = 64,
+    lr: float = 1e-3,
+    seed: int = 0,
+    data: str = "",
+    out: str | Path | None = None,
+    checkpoint_every: int = 250,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+) -> Trained:
+    """Train a VAE with Adam on uniformly drawn minibatches, the learning rate falling along a cosine.
+
+    Weights, minibatches and reparameterisation noise come from one generator seeded with `seed`; torch's global random
+    state is neither read nor changed. With `out`, the run is saved every `checkpoint_every` steps and on Ctrl-C (which
+    lets the current step finish; a second Ctrl-C does not). The same call then continues where it stopped and ends, on
+    the same machine with the same number of threads, with the bits of an uninterrupted run; on a finished folder it
+    returns the finished model. `out` receives `model.safetensors`, `config.json` (what `load_module` reads),
+    `losses.csv` (means over 50 steps, nats per image) and `checkpoint.safetensors`.
+
+    Args:
+        images: `[n, c, h, w]`, uint8 in 0-255 (kept so, converted by the batch) or floats in [0, 1].
+        objective: default: that of a VAE.
+        architecture: "ConvVAE" or "MLPVAE".
+        arguments: of its constructor, such as `latent`; `image_shape` is taken from `images`.
+        labels: needed exactly when the objective has a label weight.
+        steps: optimiser steps.
+        batch_size: images per step.
+        lr: Adam's first learning rate.
+        seed: of everything random.
+        data: name of the data, for the record.
+        out: output folder, made if need be.
+        checkpoint_every: steps between checkpoints.
+        device: where to train; random numbers are drawn on the CPU, so they do not depend on it.
+        progress: show a progress bar on stderr.
+
+    Raises:
+        DataError: before any training, if the images, labels or numbers are unfit, `out` cannot be written to, or it
+            holds a run with other settings.
+        NnsightVaeError: if the loss stops being finite; the last checkpoint stays.
+        KeyboardInterrupt: on Ctrl-C, after the checkpoint is written.
+
+    Example:
+        >>> digits = torch.rand(32, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        >>> trained = train(digits, architecture="MLPVAE", arguments={"latent": 2}, steps=2, progress=False)
+        >>> trained.module.decode(torch.zeros(1, 2)).shape
+        torch.Size([1, 1, 8, 8])
+    """
+    _check_counts(steps=steps, batch_size=batch_size, checkpoint_every=checkpoint_every)
+    if not (math.isfinite(lr) and lr > 0):
+        raise DataError(f"lr={lr}, expected a finite number > 0.")
+    _check_images("images", images)
+    arguments = complete(architecture, {**(arguments or {}), "image_shape": tuple(images.shape[1:])})
+    task = _Task(images, objective or Objective(), labels, steps, batch_size, lr, torch.device(device))
+    task.check_labels(arguments["latent"])
+
+    settings: dict[str, Any] = {
+        "format": FORMAT,
+        "architecture": architecture,
+        "arguments": arguments,
+        "objective": {"name": task.objective.name, **asdict(task.objective)},
+        "data": {"name": data, "images": len(images), "sha256": _fingerprint(images)},
+        "labels": _label_record(labels),
+        "training": {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed, "optimiser": "Adam"},
+    }
+    settings = json.loads(json.dumps(settings))  # as it will be read back, so that a resumed run can compare
+
+    generator = torch.Generator().manual_seed(seed)
+    module = build(architecture, arguments, generator).to(task.device)
+    run = Run(module, torch.optim.Adam(module.parameters(), lr=lr), generator)
+    folder = None if out is None else _writable(Path(out))
+    if folder is not None:
+        load_run(folder, run, settings)
+
+    with deferred_interrupt() as interrupted, _progress_bar(progress, run, steps) as advance:
+        while run.step < steps:
+            task.update(run)
+            if run.step % _LOG_EVERY == 0 or run.step == steps:
+                run.log()
+            stop = interrupted.is_set()
+            if folder is not None and (stop or run.step % checkpoint_every == 0 or run.step == steps):
+                save_run(folder, run, settings)
+            advance()
+            if stop and run.step < steps:
+                raise KeyboardInterrupt
+    config = {**settings, "history": run.history}
+    if folder is not None:
+        save_results(folder, module, config)
+    return Trained(module.eval(), config)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is to be learned and how: everything a step needs that no step changes."""
+
+    images: Tensor
+    objective: Objective
+    labels: Labels | None
+    steps: int
+    batch_size: int
+    lr: float
+    device: torch.device
+
+    def check_labels(self, latent: int) -> None:
+        if (self.labels is not None) != (self.objective.label_weight > 0):
+            raise DataError("labels and an Objective with label_weight > 0 go together: got one without the other.")
+        if self.labels is None:
+            return
+        _check_images("labels.images", self.labels.images)
+        factors, shape = self.labels.factors, self.labels.images.shape
+        if shape[1:] != self.images.shape[1:]:
+            raise DataError(f"labels.images are {tuple(shape[1:])}, images are {tuple(self.images.shape[1:])}.")
+        if factors.ndim != 2 or factors.shape != (shape[0], len(self.labels.names)):
+            raise DataError(
+                f"labels.factors are {tuple(factors.shape)}, expected one row for each of the {shape[0]} images and "
+                f"one column for each of the names {self.labels.names}."
+            )
+        if factors.shape[1] > latent:
+            raise DataError(f"{factors.shape[1]} labelled factors, but only {latent} latents: raise `latent`.")
+        standardise(factors)
+
+    def update(self, run: Run) -> None:
+        """One optimiser step; draws from `run.generator` only."""
+        for group in run.optimizer.param_groups:
+            group["lr"] = self.lr * (
+                _LAST_RATE + (1 - _LAST_RATE) * (1 + math.cos(math.pi * run.step / self.steps)) / 2
+            )
+        x = self._batch(self.images, self._rows(self.images, run))
+        eps = torch.randn(len(x), run.module.fc_mu.out_features, generator=run.generator).to(x)
+        reconstruction, mu, logvar = run.module(x, eps)
+        _check_finite(reconstruction, run.step)
+        losses = self.objective.losses(reconstruction, x, mu, logvar)
+        total, label = losses.total, x.new_zeros(())
+        if self.labels is not None:
+            rows = self._rows(self.labels.images, run)
+            labelled_mu, _ = run.module.encode(self._batch(self.labels.images, rows))
+            label = label_loss(labelled_mu, standardise(self.labels.factors)[0][rows].to(labelled_mu))
+            total = total + self.objective.label_weight * label
+        _check_finite(total, run.step)
+        run.optimizer.zero_grad()
+        total.backward()
+        run.optimizer.step()
+        run.count(torch.stack([total, losses.reconstruction, losses.kl, label]))
+
+    def _rows(self, images: Tensor, run: Run) -> Tensor:
+        return torch.randint(len(images), (self.batch_size,), generator=run.generator)
+
+    def _batch(self, images: Tensor, rows: Tensor) -> Tensor:
+        x = images[rows].to(self.device)
+        return x.float() / 255 if x.dtype == torch.uint8 else x.float()
+
+
+def _check_finite(values: Tensor, step: int) -> None:
+    if not torch.isfinite(values).all():
+        raise NnsightVaeError(
+            f"Training diverged: not finite any more at step {step}. Lower lr. If an output folder was given, its "
+            "checkpoint is from before."
+        )
+
+
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if not isinstance(count, int) or count < 1:
+            raise DataError(f"{name}={count}, expected a whole number >= 1.")
+
+
+def _check_images(name: str, images: Tensor) -> None:
+    if not isinstance(images, Tensor) or images.ndim != 4 or 0 in images.shape:
+        got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise DataError(f"{name}: got {got}, expected a non-empty tensor (images, channels, height, width).")
+    if images.dtype == torch.uint8:
+        return
+    if not images.is_floating_point():
+        raise DataError(f"{name} are {images.dtype}, expected uint8 in 0-255 or floats in [0, 1].")
+    low, high = images.aminmax()
+    if not (low >= 0 and high <= 1):  # false for NaN as well
+        raise DataError(f"{name} lie in [{low:.3g}, {high:.3g}], expected finite floats in [0, 1] (or uint8): rescale.")
+
+
+def _fingerprint(*tensors: Tensor) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _label_record(labels: Labels | None) -> dict[str, Any] | None:
+    if labels is None:
+        return None
+    _, mean, sd = standardise(labels.factors)
+    return {
+        "images": len(labels.images),
+        "factors": labels.names,
+        "mean": mean.tolist(),
+        "sd": sd.tolist(),
+        "sha256": _fingerprint(labels.images, labels.factors),
+    }
+
+
+def _writable(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise DataError(f"Cannot write to the output folder {folder}: {error}. Choose another one.") from error
+
+
+@contextmanager
+def _progress_bar(shown: bool, run: Run, steps: int) -> Iterator[Callable[[], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not shown) as bar:
+        task = bar.add_task("", total=steps, completed=run.step)
+
+        def advance() -> None:
+            loss = f"loss {run.history[-1]['loss']:.1f} nats" if run.history else ""
+            bar.update(task, completed=run.step, description=loss)
+
+        yield advance

@@ -33,6 +33,8 @@ _EXPORTS = {
     "Swap": "interventions",
     "Quantize": "interventions",
     "Intervention": "interventions",
+    "intervene": "engine",
+    "Output": "engine",
 }
 _SUBPACKAGES = ("adapters", "attribution", "causal", "circuits", "datasets", "metrics", "models", "readouts")
 

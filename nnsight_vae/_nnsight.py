@@ -18,6 +18,7 @@ from nnsight.intervention.tracer import InterleavingTracer
 from torch import Tensor, nn
 
 from nnsight_vae.errors import DataError, SiteError
+from nnsight_vae.layout import site_name
 
 if TYPE_CHECKING:
     from nnsight_vae.vae import VAE
@@ -165,7 +166,8 @@ class VAETracer(InterleavingTracer):
 
 def _order_message(vae: VAE, fn: Any, text: str) -> str:
     location = text.split("'")[1] if text.count("'") >= 2 else text
-    wanted = vae.site_of_location(location)
+    path = location.removeprefix("vae.").rsplit(".output", 1)[0].rsplit(".input", 1)[0]
+    wanted = site_name(path)
     run = "vae.trace(x)" if fn == "__call__" else f"vae.trace(..., fn={fn!r})"
     order = ", ".join(vae.sites) if vae.probed else "see vae.sites"
     return (

@@ -15,19 +15,18 @@ from jaxtyping import Float
 from nnsight import NNsight
 from torch import Tensor, nn
 
-from nnsight_vae import probe as _probe
+from nnsight_vae import probe
 from nnsight_vae._nnsight import Snapshot, Tap, VAEBatcher, VAEEnvoy, VAETracer, eval_mode, strip
 from nnsight_vae.errors import AdapterError, DataError, NnsightVaeError
+from nnsight_vae.layout import Layout
 from nnsight_vae.posterior import Posterior
-from nnsight_vae.sites import Site, Sites, Stage
+from nnsight_vae.sites import Sites
 
 if TYPE_CHECKING:
     from nnsight_vae.adapters import Adapter
 
 # Which VAE holds a module now: wrapping it again (a notebook cell run twice) retires the older wrapper.
 _WRAPPED: weakref.WeakKeyDictionary[nn.Module, weakref.ref[VAE]] = weakref.WeakKeyDictionary()
-
-_TAPS = {"tap_input": "input", "tap_output": "output"}
 
 
 class Latent(nn.Module):
@@ -112,9 +111,9 @@ class VAE(NNsight):
         # Underscored names go past Envoy.__setattr__, which would register modules in the user's tree.
         self._lock = threading.RLock()
         self._retired = False
-        self._probes: dict[tuple[int, ...], dict[str, _probe.Firing]] = {}
+        self._layouts: dict[tuple[int, ...], Layout] = {}
         self._shape: tuple[int, ...] | None = None
-        self._growable: dict[tuple[tuple[int, ...], str], bool] = {}
+        self._growable: dict[tuple[tuple[int, ...], str], bool] = {}  # filled by runs.start_for
         self._snapshot = Snapshot(module)
         try:
             self._wrap(module, adapter, example)
@@ -130,7 +129,7 @@ class VAE(NNsight):
             if not hasattr(type(self), name) and name not in self.__dict__ and not hasattr(Wrapped, name):
                 object.__setattr__(self, name, child)
         if example is not None:
-            self._firings(self._checked(example))
+            self._probe(self.checked(example))
         else:
             self._infer_shape(module)
 
@@ -218,7 +217,7 @@ class VAE(NNsight):
         Raises:
             DataError: x is not a finite float batch that this model can run.
         """
-        x = self._checked(x)
+        x = self.checked(x)
         with self.held():
             return self._module.encode(x)
 
@@ -244,7 +243,7 @@ class VAE(NNsight):
         Raises:
             AdapterError: the difference is above the adapter's tolerance, or the shapes differ.
         """
-        x = self._checked(x)
+        x = self.checked(x)
         with self.held(), torch.no_grad(), torch.random.fork_rng(devices=[]):
             wrapped = self._module(x)
             reference, path = self.adapter.reference(self.module, x)
@@ -265,60 +264,35 @@ class VAE(NNsight):
     @property
     def sites(self) -> Sites:
         """The addressable tensors of this VAE in execution order: name -> `Site`."""
-        return Sites([site for f in self.firings().values() if (site := self._site(f)) is not None])
+        return self.layout().sites
 
     @property
     def probed(self) -> bool:
         """Whether the sites are known yet (an input shape has been seen or inferred)."""
         return self._shape is not None
 
-    def firings(self, x: Tensor | None = None) -> dict[str, _probe.Firing]:
-        """Module path -> what the module did in one forward on inputs of x's shape (default: the shape seen last)."""
+    def layout(self, x: Tensor | None = None) -> Layout:
+        """Sites and module paths for inputs of x's shape (default: the shape seen last).
+
+        Raises:
+            DataError: no input shape is known yet, or the VAE cannot run x's.
+        """
         if x is not None:
-            return self._firings(x)
+            return self._probe(x)
         if self._shape is None:
             raise DataError(
-                "the sites of this VAE are not known yet: its input shape could not be inferred. Run it once (vae.encode(x)), or wrap "
-                "with nv.VAE(module, example=x)."
+                "the sites of this VAE are not known yet: its input shape could not be inferred. Run it once (vae.encode(x)), "
+                "or wrap with nv.VAE(module, example=x)."
             )
-        return self._probes[self._shape]
-
-    def path_of(self, site: str) -> str:
-        """The module path (inside the wrapper module) that serves a site."""
-        return self._paths()[self.sites[site].name]
+        return self._layouts[self._shape]
 
     def envoy(self, site: str) -> VAEEnvoy:
-        """The envoy that serves a site, e.g. `vae.envoy("encoder.4").output` inside a trace."""
-        return self.interleaver.envoys[id(self._module.get_submodule(self.path_of(site)))]
+        """The envoy that serves a site: `vae.envoy("encoder.4").output` inside a trace."""
+        return self.envoy_at(self.layout().paths[self.sites[site].name])
 
-    def site_of_location(self, location: str) -> str:
-        """The site an nnsight location (`vae.model.encoder.4.output.i0`) belongs to, or the location itself."""
-        path = location.removeprefix("vae.").rsplit(".output", 1)[0].rsplit(".input", 1)[0]
-        return self._site_name(path) if path in dict(self._module.named_modules()) and path else location
-
-    def _paths(self) -> dict[str, str]:
-        return {self._site_name(path): path for path in self.firings()}
-
-    def _site_name(self, path: str) -> str:
-        if path in _TAPS:
-            return _TAPS[path]
-        name = path.removeprefix("model.")
-        taken = name in ("input", "output") or name.split(".")[0] == "latent"
-        return path if taken and path.startswith("model.") else name
-
-    def _site(self, firing: _probe.Firing) -> Site | None:
-        if firing.shape is None or firing.calls != 1:
-            return None
-        name, axis = self._site_name(firing.path), firing.axis
-        kind = name.split(".")[0] if firing.path.split(".")[0] in (*_TAPS, "latent") else firing.kind
-        return Site(name, kind, self._stage(firing), firing.shape[axis], firing.shape[1:], axis)
-
-    def _stage(self, firing: _probe.Firing) -> Stage:
-        if firing.path in _TAPS:
-            return _TAPS[firing.path]  # type: ignore[return-value]
-        if firing.path.startswith("latent."):
-            return "latent"
-        return "encoder" if firing.finished < self.firings()["latent.mu"].finished else "decoder"
+    def envoy_at(self, path: str) -> VAEEnvoy:
+        """The envoy of a module path inside the wrapper module."""
+        return self.interleaver.envoys[id(self._module.get_submodule(path))]
 
     def __repr__(self) -> str:
         head = f"VAE({type(self.module).__name__}, {type(self.adapter).__name__})"
@@ -349,44 +323,48 @@ class VAE(NNsight):
                 f"{name} has NaN or infinite values in {len(bad)} of {len(x)} examples (first: {bad[:5]}); clean them first."
             )
 
-    def _checked(self, x: Any) -> Tensor:
-        """x on the model's device, refused with a reason where the model cannot run it."""
+    def checked(self, x: Any) -> Tensor:
+        """x on the model's device.
+
+        Raises:
+            DataError: x is not a finite float batch that this model can run; says what it is and what to do.
+        """
         self._check_form(x, "x")
         self._check_finite(x, "x")
         x = x.to(self.device or x.device)
-        self._firings(x)
+        self._probe(x)
         return x
 
-    def _firings(self, x: Tensor) -> dict[str, _probe.Firing]:
-        """Probe for inputs of x's shape, once."""
+    def _probe(self, x: Tensor) -> Layout:
+        """Probe once for inputs of x's shape."""
         shape = tuple(x.shape[1:])
-        if shape not in self._probes:
-            rows = x[:1].expand(_probe.ROWS, *shape).clone()
+        if shape not in self._layouts:
+            rows = x[:1].expand(probe.ROWS, *shape).clone()
             try:
                 with self.held():
-                    self._probes[shape] = _probe.probe(self._module, rows)
+                    self._layouts[shape] = Layout.of(probe.probe(self._module, rows))
             except (RuntimeError, ValueError, AssertionError) as error:
                 known = (
-                    f" It runs inputs of shape {', '.join(str(('n', *s)) for s in self._probes)}."
-                    if self._probes
+                    f" It runs inputs of shape {', '.join(str(('n', *s)) for s in self._layouts)}."
+                    if self._layouts
                     else ""
                 )
                 raise DataError(f"this VAE cannot run x of shape {tuple(x.shape)}: {error}.{known}") from error
         self._shape = shape
-        return self._probes[shape]
+        return self._layouts[shape]
 
     def _infer_shape(self, module: nn.Module) -> None:
         """Try likely input shapes; an autoencoder is recognised by giving its input's shape back."""
         reference = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
-        for shape in _probe.candidate_shapes(module):
-            x = torch.zeros(_probe.ROWS, *shape, dtype=reference.dtype, device=reference.device)
+        for shape in probe.candidate_shapes(module):
+            x = torch.zeros(probe.ROWS, *shape, dtype=reference.dtype, device=reference.device)
             try:
-                firings = self._firings(x)
+                layout = self._probe(x)
             except (DataError, AdapterError):
                 continue
-            if firings["tap_output"].shape == tuple(x.shape):
+            if layout.firings["tap_output"].shape == tuple(x.shape):
                 return
-            del self._probes[shape]
+            del self._layouts[shape]
             self._shape = None
 
     # ------------------------------------------------------------------ nnsight's batching, copying
@@ -396,7 +374,7 @@ class VAE(NNsight):
     def _batch(self, invokes: list[tuple[tuple[Any, ...], dict[str, Any]]], fn: Any) -> tuple[Any, dict[str, Any]]:
         for inputs, _ in invokes:
             if fn in ("__call__", "encode") and inputs:
-                self._checked(inputs[0])
+                self.checked(inputs[0])
             elif fn == "decode" and inputs:
                 self._check_form(inputs[0], "z")
                 self._check_finite(inputs[0], "z")

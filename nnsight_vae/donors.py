@@ -1,0 +1,184 @@
+"""Where replacement activations come from: each intervention at each site as `scale * a + shift`, chunk by chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nnsight_vae.errors import InterventionError
+from nnsight_vae.interventions import Add, Intervention, Mean, Noise, Quantize, Resample, Scale, Set, Swap, Zero
+from nnsight_vae.runs import clean_run
+from nnsight_vae.sites import Selection, Site
+from nnsight_vae.vae import VAE
+
+_ROWS = 64  # rows of a reference batch run at once
+
+
+class Replacement(NamedTuple):
+    """`a <- scale * a + shift`; `scale=None` replaces a outright. `shift` broadcasts against `[n, units, ...]`."""
+
+    scale: float | None
+    shift: float | Tensor
+
+
+class Donors:
+    """The activations that a plan's `Swap`, `Mean`, `Resample`, `Noise` need, computed once and handed out by example chunk."""
+
+    def __init__(
+        self, vae: VAE, joints: Sequence[dict[Selection, Intervention]], x: Tensor, eps: Tensor | None
+    ) -> None:
+        self.vae, self.x, self.eps = vae, x, eps
+        self.sites = vae.sites
+        self._wanted: dict[
+            int, tuple[Tensor, set[str]]
+        ] = {}  # id of a batch of inputs -> the batch, the sites wanted of it
+        self._sources: dict[int, Tensor] = {}  # id of an intervention -> the inputs its activations come from
+        self._means: dict[tuple[int, str], Tensor] = {}
+        self._noise: dict[tuple[int, Selection], Tensor] = {}
+        for joint in joints:
+            for selection, intervention in joint.items():
+                self._prepare(selection, intervention)
+        self._prepare_means(joints)
+
+    def _prepare(self, selection: Selection, intervention: Intervention) -> None:
+        site = self.sites[selection.site]
+        if isinstance(intervention, Set | Add):
+            value = intervention.value if isinstance(intervention, Set) else intervention.delta
+            if isinstance(value, Tensor):
+                self._require_broadcast(value, selection, site, intervention)
+        elif isinstance(intervention, Swap):
+            self._require_inputs(intervention.source, (1, len(self.x)), intervention)
+            self._want(intervention, intervention.source, site.name)
+        elif isinstance(intervention, Resample):
+            self._require_inputs(intervention.reference, None, intervention)
+            if id(intervention) not in self._sources:
+                generator = torch.Generator().manual_seed(intervention.seed)
+                chosen = torch.randint(len(intervention.reference), (len(self.x),), generator=generator)
+                self._sources[id(intervention)] = intervention.reference[chosen].to(self.x)
+            self._want(intervention, self._sources[id(intervention)], site.name)
+        elif isinstance(intervention, Mean):
+            self._require_inputs(intervention.reference, None, intervention)
+        elif isinstance(intervention, Noise):
+            key = (id(intervention), selection)
+            generator = torch.Generator().manual_seed(intervention.seed)
+            noise = torch.randn(self._shape(selection, site, len(self.x)), generator=generator)
+            self._noise[key] = intervention.sd * noise.to(self.x)
+        elif isinstance(intervention, Quantize):
+            self._code(selection, site, intervention)
+
+    def _want(self, intervention: Intervention, source: Tensor, site: str) -> None:
+        if id(source) not in self._wanted:
+            self._wanted[id(source)] = (source, set())
+        self._wanted[id(source)][1].add(site)
+        self._sources[id(intervention)] = source
+
+    def _prepare_means(self, joints: Sequence[dict[Selection, Intervention]]) -> None:
+        wanted: dict[int, tuple[Tensor, set[str]]] = {}
+        for joint in joints:
+            for selection, intervention in joint.items():
+                if isinstance(intervention, Mean):
+                    wanted.setdefault(id(intervention.reference), (intervention.reference, set()))[1].add(
+                        selection.site
+                    )
+        for key, (reference, names) in wanted.items():
+            totals: dict[str, Tensor] = {}
+            for rows in reference.to(self.x).split(_ROWS):
+                for name, value in self._activations(rows, None, names).items():
+                    totals[name] = totals.get(name, torch.zeros(())).to(value) + value.sum(0)
+            for name, total in totals.items():
+                self._means[key, name] = self._units_first(total.unsqueeze(0) / len(reference), name)
+
+    def rows(self, rows: slice) -> Callable[[Selection, Intervention], Replacement]:
+        """The replacements for one chunk of examples: a function of selection and intervention."""
+        eps = None if self.eps is None else self.eps[rows]
+        source_acts: dict[int, dict[str, Tensor]] = {}
+        for key, (source, names) in self._wanted.items():
+            batch = source if len(source) == 1 else source[rows]
+            shared = None if eps is None else (eps if len(batch) == len(eps) else eps[:1])
+            values = self._activations(batch.to(self.x), shared, names)
+            source_acts[key] = {name: self._units_first(value, name) for name, value in values.items()}
+
+        def resolve(selection: Selection, intervention: Intervention) -> Replacement:
+            return self._resolve(selection, intervention, rows, source_acts)
+
+        return resolve
+
+    def _resolve(
+        self, selection: Selection, intervention: Intervention, rows: slice, source_acts: dict[int, dict[str, Tensor]]
+    ) -> Replacement:
+        match intervention:
+            case Set(value):
+                return Replacement(None, self._chunk(value, selection, rows))
+            case Add(delta):
+                return Replacement(1.0, self._chunk(delta, selection, rows))
+            case Scale(factor):
+                return Replacement(float(factor), 0.0)
+            case Zero():
+                return Replacement(None, 0.0)
+            case Swap() | Resample():
+                donor = source_acts[id(self._sources[id(intervention)])][selection.site]
+                return Replacement(None, _units(donor, selection))
+            case Mean(reference):
+                return Replacement(None, _units(self._means[id(reference), selection.site], selection))
+            case Noise():
+                return Replacement(1.0, self._noise[id(intervention), selection][rows])
+            case Quantize():
+                return Replacement(None, self._code(selection, self.sites[selection.site], intervention))
+        raise InterventionError(f"the engine does not know {type(intervention).__name__}.")
+
+    def _activations(self, x: Tensor, eps: Tensor | None, names: set[str]) -> dict[str, Tensor]:
+        paths = {name: self.vae.layout(self.x).paths[name] for name in names}
+        with torch.no_grad():
+            clean = clean_run(self.vae, x, eps, paths=set(paths.values()))
+        return {name: clean.outputs[path] for name, path in paths.items()}
+
+    def _units_first(self, activation: Tensor, name: str) -> Tensor:
+        return activation.movedim(self.sites[name].axis, 1)
+
+    def _chunk(self, value: float | Tensor, selection: Selection, rows: slice) -> float | Tensor:
+        if not isinstance(value, Tensor):
+            return float(value)
+        full = self._shape(selection, self.sites[selection.site], len(self.x))
+        per_example = value.ndim == len(full) and len(value) == len(self.x) > 1
+        return value[rows].to(self.x) if per_example else value.to(self.x)
+
+    def _shape(self, selection: Selection, site: Site, n: int) -> tuple[int, ...]:
+        spatial = tuple(length for axis, length in enumerate(site.shape, start=1) if axis != site.axis)
+        return (n, site.n_units if selection.indices is None else len(selection.indices), *spatial)
+
+    def _require_broadcast(self, value: Tensor, selection: Selection, site: Site, intervention: Intervention) -> None:
+        shape = self._shape(selection, site, len(self.x))
+        try:
+            fits = torch.broadcast_shapes(tuple(value.shape), shape) == shape
+        except RuntimeError:
+            fits = False
+        if not fits:
+            raise InterventionError(
+                f"{intervention!r} does not fit {selection}: its activation has shape {shape} ([n, units, ...])."
+            )
+
+    def _require_inputs(self, batch: Tensor, lengths: tuple[int, ...] | None, intervention: Intervention) -> None:
+        if tuple(batch.shape[1:]) != tuple(self.x.shape[1:]) or (lengths is not None and len(batch) not in lengths):
+            wanted = f"[{' or '.join(map(str, lengths)) if lengths else 'm'}, {', '.join(map(str, self.x.shape[1:]))}]"
+            raise InterventionError(f"{intervention!r} needs inputs of shape {wanted}, got {tuple(batch.shape)}.")
+
+    def _code(self, selection: Selection, site: Site, intervention: Quantize) -> Tensor:
+        codebook = self.vae.adapter.codebook
+        if codebook is None or site.name != "latent.z":
+            why = "this VAE has no codebook" if codebook is None else f"it acts on latent.z, not {site.name}"
+            raise InterventionError(
+                f"{intervention!r} does not apply: {why}. Pass codebook= to nv.adapt for a discrete latent."
+            )
+        if intervention.code >= len(codebook) or codebook.shape[1] != site.n_units:
+            raise InterventionError(
+                f"{intervention!r} does not fit a codebook of shape {tuple(codebook.shape)} and {site.n_units} latent channels."
+            )
+        row = codebook[intervention.code].detach().to(self.x).view(1, -1, *([1] * (len(site.shape) - 1)))
+        return _units(row, selection)
+
+
+def _units(activation: Tensor, selection: Selection) -> Tensor:
+    return activation if selection.indices is None else activation[:, list(selection.indices)]

@@ -1,0 +1,316 @@
+"""Runs plans of interventions in few traces: chunked, suffix only, with the readout reduced inside.
+
+Every continuous intervention is affine in the activation it replaces, `a <- scale * a + shift` (a pure replacement has no
+scale), so a chunk of K single-unit interventions on n examples is one indexed write into K * n rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nnsight_vae.donors import Donors, Replacement
+from nnsight_vae.errors import DataError, InterventionError, ReadoutError
+from nnsight_vae.interventions import Intervention
+from nnsight_vae.runs import CleanRun, clean_run, replace_event, run_from, start_for, trace_events
+from nnsight_vae.sites import Key, Selection
+from nnsight_vae.vae import VAE
+
+# Larger activations fall out of the allocator's reuse and page-fault on CPU; smaller ones waste per-trace overhead.
+CHUNK_BYTES = 8 * 2**20
+MIN_ROWS = 16
+
+Joint = dict[Selection, Intervention]
+
+
+class Readable(Protocol):
+    """What the engine needs of a readout; `nnsight_vae.readouts.Readout` in full."""
+
+    names: tuple[str, ...]
+
+    def __call__(self, reconstruction: Tensor) -> Tensor:
+        """Numbers per example, `[n, len(names)]`."""
+        ...
+
+
+class Output(NamedTuple):
+    """What a VAE makes of a batch under interventions."""
+
+    reconstruction: Float[Tensor, "n *image"]
+    mu: Float[Tensor, "n *latent"]
+    logvar: Float[Tensor, "n *latent"]
+    z: Float[Tensor, "n *latent"]
+
+
+def intervene(
+    vae: VAE, x: Float[Tensor, "n *image"], interventions: Mapping[Key, Intervention], *, eps: Tensor | None = None
+) -> Output:
+    """Run a VAE with interventions, all applied at once.
+
+    Args:
+        vae: the model.
+        x: inputs `[n, *image]`.
+        interventions: key (`"latent.z[3]"`, `"encoder.4[0:8]"`, a `Unit`, a `Site`) -> `Set`, `Add`, `Swap`, ...
+        eps: reparameterisation noise `[n, *latent]`; None runs at the posterior mean.
+
+    Returns: `Output(reconstruction, mu, logvar, z)` under the interventions.
+
+    Raises:
+        SiteError: a key names no unit of this VAE.
+        InterventionError: an intervention does not fit its site.
+        DataError: x or eps cannot be run.
+
+    Example:
+        >>> import nnsight_vae as nv
+        >>> from nnsight_vae.models import MLPVAE
+        >>> vae = nv.VAE(MLPVAE(image_shape=(1, 8, 8), latent=3))
+        >>> out = intervene(vae, torch.rand(2, 1, 8, 8), {"latent.z[1]": nv.Set(2.0)})
+        >>> out.z[:, 1].tolist()
+        [2.0, 2.0]
+    """
+    x, eps = checked_batch(vae, x, eps)
+    joint = _joint(vae, interventions)
+    donors = Donors(vae, [joint], x, eps)
+    firings, n = vae.layout(x).firings, len(x)
+    kept: dict[str, Tensor] = {}
+
+    def keep(path: str) -> Callable[[], None]:
+        return lambda: kept.__setitem__(path, vae.envoy_at(path).output)
+
+    with torch.no_grad():
+        writes = _writes(vae, [joint], donors.rows(slice(0, n)), n)
+        events = [(firings[path].finished, replace_event(vae, path, write)) for path, write in writes.items()]
+        paths = ("tap_output", "latent.mu", "latent.logvar", "latent.z")
+        events += [
+            (firings[path].finished, keep(path)) for path in paths
+        ]  # stable sort: after the write at the same site
+        trace_events(vae, "__call__", (x,), events, eps=eps)
+    return Output(*(kept[path] for path in paths))
+
+
+def run_interventions(
+    vae: VAE,
+    x: Float[Tensor, "n *image"],
+    plan: Sequence[Mapping[Key, Intervention]],
+    read: Readable,
+    *,
+    eps: Tensor | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Float[Tensor, "plan n target"]:
+    """The readout under each of a list of joint interventions.
+
+    Interventions that share their sites run together: the batch grows at the earliest site, so the cost is that of the suffix
+    below it, in chunks bounded by `CHUNK_BYTES`, whatever the length of the plan or the number of examples.
+
+    Args:
+        vae: the model.
+        x: inputs `[n, *image]`.
+        plan: each entry is one joint intervention, applied to every example.
+        read: the readout; `read.reads` names the site it reads (`"output"` unless it says otherwise).
+        eps: reparameterisation noise `[n, *latent]`, the same in every run; None runs at the posterior mean.
+        progress: called with the number of (intervention, example) rows just finished.
+
+    Returns: `[len(plan), n, len(read.names)]`, on the model's device, without gradients.
+
+    Raises:
+        SiteError, InterventionError, DataError: before any work, for a key, an intervention or a batch that does not fit.
+        ReadoutError: the readout returns the wrong shape.
+        InterventionError: a result is not finite; names the intervention.
+    """
+    x, eps = checked_batch(vae, x, eps)
+    joints = [_joint(vae, entry) for entry in plan]
+    donors = Donors(vae, joints, x, eps)
+    reads = getattr(read, "reads", "output")
+    result = torch.empty(len(joints), len(x), len(read.names), dtype=x.dtype, device=x.device)
+    groups = _by_sites(vae, joints)
+    with torch.no_grad():
+        for rows in _example_chunks(vae, x):
+            clean = clean_run(vae, x[rows], None if eps is None else eps[rows])
+            resolved = donors.rows(rows)
+            for members in groups:
+                start, capacity = _start(clean, joints[members[0]], reads)
+                step = max(1, capacity // len(clean))
+                for i in range(0, len(members), step):
+                    chunk = members[i : i + step]
+                    writes = _writes(vae, [joints[m] for m in chunk], resolved, len(clean))
+                    values = run_from(clean, start, len(chunk), writes, read, reads)
+                    result[chunk, rows] = _reduced(values, read, len(chunk), len(clean))
+                    if progress is not None:
+                        progress(len(chunk) * len(clean))
+    _refuse_nonfinite(result, joints)
+    return result
+
+
+def baseline(
+    vae: VAE, x: Float[Tensor, "n *image"], read: Readable, *, eps: Tensor | None = None
+) -> Float[Tensor, "n target"]:
+    """The readout without interventions, `[n, len(read.names)]`, chunked like `run_interventions`."""
+    x, eps = checked_batch(vae, x, eps)
+    path = vae.layout(x).paths[getattr(read, "reads", "output")]
+    parts = []
+    with torch.no_grad():
+        for rows in _example_chunks(vae, x):
+            clean = clean_run(vae, x[rows], None if eps is None else eps[rows], paths=[path])
+            parts.append(_reduced(read(clean.outputs[path]), read, 1, len(clean))[0])
+    return torch.cat(parts)
+
+
+def activations(
+    vae: VAE, x: Float[Tensor, "n *image"], sites: Sequence[str], *, eps: Tensor | None = None
+) -> dict[str, Tensor]:
+    """The activations of some sites in a run without interventions: site -> `[n, ...]`."""
+    x, eps = checked_batch(vae, x, eps)
+    layout = vae.layout(x)
+    paths = {site: layout.paths[layout.sites[site].name] for site in sites}
+    parts: dict[str, list[Tensor]] = {site: [] for site in sites}
+    with torch.no_grad():
+        for rows in _example_chunks(vae, x):
+            clean = clean_run(vae, x[rows], None if eps is None else eps[rows], paths=set(paths.values()))
+            for site, path in paths.items():
+                parts[site].append(clean.outputs[path])
+    return {site: torch.cat(chunks) for site, chunks in parts.items()}
+
+
+def checked_batch(vae: VAE, x: Tensor, eps: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """x and eps on the model's device, refused with a reason where the model cannot run them."""
+    x = vae.checked(x)
+    if eps is None:
+        return x, None
+    shape = vae.sites["latent.mu"].shape
+    if not isinstance(eps, Tensor) or tuple(eps.shape) != (len(x), *shape) or not bool(torch.isfinite(eps).all()):
+        got = tuple(eps.shape) if isinstance(eps, Tensor) else type(eps).__name__
+        raise DataError(f"eps must be finite noise of shape {(len(x), *shape)} (one draw an example), got {got}.")
+    return x, eps.to(x)
+
+
+def _joint(vae: VAE, interventions: Mapping[Key, Intervention]) -> Joint:
+    sites = vae.sites
+    joint: Joint = {}
+    for key, intervention in interventions.items():
+        if not isinstance(intervention, Intervention):
+            raise InterventionError(
+                f"{key}: expected an intervention such as nv.Set(2.0), got {type(intervention).__name__}."
+            )
+        joint[sites.select(key)] = intervention
+    if not joint:
+        raise InterventionError("an empty set of interventions: name at least one site or unit.")
+    return joint
+
+
+def _by_sites(vae: VAE, joints: Sequence[Joint]) -> list[list[int]]:
+    """Positions in the plan whose interventions touch the same sites, so that they can share traces."""
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for i, joint in enumerate(joints):
+        groups.setdefault(tuple(sorted({selection.site for selection in joint})), []).append(i)
+    return list(groups.values())
+
+
+def _start(clean: CleanRun, joint: Joint, reads: str) -> tuple[str | None, int]:
+    """Where the group's runs start, and how many rows fit below that point."""
+    layout = clean.vae.layout(clean.x)
+    firings = layout.firings
+    sites = sorted((selection.site for selection in joint), key=layout.sites.order)
+    if layout.sites.order(sites[-1]) > layout.sites.order(reads):
+        raise InterventionError(
+            f"the readout reads {reads!r}, which comes before {sites[-1]!r}; nothing there can change it."
+        )
+    start = start_for(clean, layout.paths[sites[0]], reads)
+    moment = firings[start].finished if start is not None else -1
+    largest = max(_row_bytes(f.shape, clean.x) for f in firings.values() if f.shape and f.finished >= moment)
+    return start, max(MIN_ROWS, CHUNK_BYTES // largest)
+
+
+def _example_chunks(vae: VAE, x: Tensor) -> list[slice]:
+    largest = max(_row_bytes(f.shape, x) for f in vae.layout(x).firings.values() if f.shape)
+    step = max(MIN_ROWS, CHUNK_BYTES // largest)
+    return [slice(i, min(i + step, len(x))) for i in range(0, len(x), step)]
+
+
+def _row_bytes(shape: tuple[int, ...], x: Tensor) -> int:
+    return int(torch.Size(shape[1:]).numel()) * x.element_size()
+
+
+def _writes(
+    vae: VAE, joints: Sequence[Joint], resolved: Callable[[Selection, Intervention], Replacement], n: int
+) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Module path -> the write that gives each copy of the batch its own interventions at that site."""
+    per_site: dict[str, list[tuple[int, Selection, Replacement]]] = {}
+    for k, joint in enumerate(joints):
+        for selection, intervention in joint.items():
+            per_site.setdefault(selection.site, []).append((k, selection, resolved(selection, intervention)))
+    layout = vae.layout()
+    sites = layout.sites
+
+    def writer(site: str, rows: list[tuple[int, Selection, Replacement]]) -> Callable[[Tensor], Tensor]:
+        axis = sites[site].axis
+
+        def write(activation: Tensor) -> Tensor:
+            view = activation.movedim(axis, 1).unflatten(0, (len(joints), n))  # [K, n, units, ...], shares memory
+            if len(rows) > 1 and all(s.indices is not None and len(s.indices) == 1 for _, s, _ in rows):
+                _write_single_units(view, rows)
+            else:
+                for k, selection, replacement in rows:
+                    _write_selection(view[k], selection, replacement)
+            return activation
+
+        return write
+
+    return {layout.paths[site]: writer(site, rows) for site, rows in per_site.items()}
+
+
+def _write_selection(view: Tensor, selection: Selection, replacement: Replacement) -> None:
+    index = slice(None) if selection.indices is None else list(selection.indices)
+    if replacement.scale is None:
+        view[:, index] = _as_tensor(replacement.shift, view)
+    else:
+        view[:, index] = replacement.scale * view[:, index] + replacement.shift
+
+
+def _write_single_units(view: Tensor, rows: list[tuple[int, Selection, Replacement]]) -> None:
+    """One indexed write for K different units, `[K, n, ...]`."""
+    copies = torch.tensor([k for k, _, _ in rows], device=view.device)
+    units = torch.tensor([s.indices[0] for _, s, _ in rows if s.indices], device=view.device)
+    shifts = [r.shift for _, _, r in rows]
+    ones = [1] * (view.ndim - 2)
+    if all(not isinstance(shift, Tensor) for shift in shifts):
+        shift = torch.tensor(shifts, dtype=view.dtype, device=view.device).view(-1, *ones)
+    else:
+        target = (view.shape[1], 1, *view.shape[3:])
+        shift = torch.stack([_as_tensor(s, view).expand(target) for s in shifts]).squeeze(2)
+    scales = [r.scale for _, _, r in rows]
+    if all(scale is None for scale in scales):
+        view[copies, :, units] = shift.expand(len(rows), view.shape[1], *view.shape[3:])
+        return
+    current = view[copies, :, units]
+    factor = torch.tensor([1.0 if s is None else s for s in scales], dtype=view.dtype, device=view.device).view(
+        -1, *ones
+    )
+    replaced = torch.tensor([s is None for s in scales], device=view.device).view(-1, *ones)
+    view[copies, :, units] = torch.where(replaced, shift, factor * current + shift)
+
+
+def _as_tensor(value: float | Tensor, like: Tensor) -> Tensor:
+    return value.to(like) if isinstance(value, Tensor) else torch.tensor(value, dtype=like.dtype, device=like.device)
+
+
+def _reduced(values: Tensor, read: Readable, copies: int, n: int) -> Tensor:
+    expected = (copies * n, len(read.names))
+    if not isinstance(values, Tensor) or tuple(values.shape) != expected:
+        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise ReadoutError(
+            f"the readout {type(read).__name__} returned {got}, expected {expected}: one number an example and name."
+        )
+    return values.detach().view(copies, n, -1)
+
+
+def _refuse_nonfinite(result: Tensor, joints: Sequence[Joint]) -> None:
+    bad = (~torch.isfinite(result)).flatten(1).any(1).nonzero().flatten().tolist()
+    if bad:
+        named = "; ".join(f"{selection} <- {intervention!r}" for selection, intervention in joints[bad[0]].items())
+        raise InterventionError(
+            f"the readout is NaN or infinite under {len(bad)} of {len(joints)} interventions, first {named}."
+        )

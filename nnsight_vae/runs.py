@@ -1,0 +1,217 @@
+"""Runs of a VAE inside nnsight traces: a clean run remembered site by site, and runs that start again at any site.
+
+A run that starts at a site skips every module that had finished by then and hands on what those modules returned in the clean
+run. Only the suffix below the site is computed, and the batch may *grow* at the site: n examples go in, K copies of them come
+out, each copy with its own intervention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nnsight_vae.errors import NnsightVaeError
+from nnsight_vae.probe import Firing
+from nnsight_vae.vae import VAE
+
+Event = tuple[int, Callable[[], None]]  # when it is due in execution order, and what to do then
+Write = Callable[[Tensor], Tensor]
+
+_POSTERIOR = ("latent.mu", "latent.logvar", "latent.eps")
+
+
+@dataclass(frozen=True)
+class CleanRun:
+    """One run without interventions.
+
+    Attributes:
+        x: the inputs `[n, *image]`.
+        eps: the reparameterisation noise `[n, *latent]`, or None for the posterior mean.
+        outputs: module path -> what the module returned.
+    """
+
+    vae: VAE
+    x: Float[Tensor, "n *image"]
+    eps: Float[Tensor, "n *latent"] | None
+    outputs: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def at(self, site: str) -> Tensor:
+        """The activation of a site `[n, ...]`."""
+        return self.outputs[self.vae.layout(self.x).paths[site]]
+
+
+def clean_run(vae: VAE, x: Tensor, eps: Tensor | None = None, paths: Iterable[str] | None = None) -> CleanRun:
+    """Run the VAE without interventions and keep what its modules return.
+
+    Args:
+        vae: the model.
+        x: inputs `[n, *image]`.
+        eps: noise `[n, *latent]`; None runs at the posterior mean.
+        paths: module paths to keep; all that fire once where not given.
+    """
+    firings = vae.layout(x).firings
+    kept = [f for f in firings.values() if f.calls == 1 and (paths is None or f.path in set(paths))]
+    outputs: dict[str, Any] = {}
+
+    def keep(firing: Firing) -> Callable[[], None]:
+        envoy = vae.envoy_at(firing.path)
+
+        def event() -> None:
+            value = envoy.output
+            # A later in-place operation of the user's code would rewrite what is remembered here.
+            outputs[firing.path] = value.clone() if firing.rewritten else value
+
+        return event
+
+    trace_events(vae, "__call__", (x,), [(f.finished, keep(f)) for f in kept], eps=eps)
+    return CleanRun(vae, x, eps, outputs)
+
+
+def run_from(
+    clean: CleanRun,
+    start: str | None,
+    copies: int,
+    writes: dict[str, Write],
+    read: Callable[[Tensor], Tensor],
+    reads: str = "output",
+) -> Tensor:
+    """Run the suffix below a module on `copies` copies of a clean run's examples.
+
+    Args:
+        clean: the run to start from, with all its outputs kept.
+        start: path of the module to start at: its remembered output is repeated, written to, and handed on. A path in the
+            posterior taps starts at the posterior; None starts at the input.
+        copies: K; rows are ordered copy by copy, `[K * n, ...]`.
+        writes: module path -> function from the activation `[K * n, ...]` to what replaces it.
+        read: reduces the tensor at `reads` to numbers, inside the trace, so that no large activation is kept.
+        reads: the site that is read, `"output"` or `"latent.mu"`.
+
+    Returns: what `read` returned.
+    """
+    vae, firings = clean.vae, clean.vae.layout(clean.x).firings
+    fn, inputs, first = _entry(clean, start, copies, reads)
+    begun = firings[first].started
+    writes = dict(writes)
+    if fn == "__call__" and clean.eps is not None and reads == "output":
+        _chain_first(writes, "latent.eps", lambda value: repeat(clean.eps, copies))  # type: ignore[arg-type]
+    events: list[Event] = []
+    reached = begun
+    if start is not None and start not in _POSTERIOR:
+        grown = writes.pop(start, lambda value: value)(repeat(clean.outputs[start], copies))
+        reached = firings[start].finished
+        for firing in _finished_by(firings, begun, reached):
+            value = grown if firing.path == start else clean.outputs[firing.path]
+            events.append((firing.started, _skip(vae, firing, value)))
+    events += [(firings[path].finished, replace_event(vae, path, write)) for path, write in writes.items()]
+    result: list[Tensor] = []
+    read_path = vae.layout(clean.x).paths[reads]
+    envoy = vae.envoy_at(read_path)
+    events.append((firings[read_path].finished, lambda: result.append(read(envoy.output))))
+    trace_events(vae, fn, inputs, events)
+    return result[0]
+
+
+def repeat(tensor: Tensor, copies: int) -> Tensor:
+    """K copies along the batch axis. Always a copy: a view would let a patch corrupt the remembered activation."""
+    return tensor.repeat(copies, *([1] * (tensor.ndim - 1)))
+
+
+def start_for(clean: CleanRun, path: str, reads: str = "output") -> str | None:
+    """The latest module at or before `path` at which the batch can grow; None where that is the input itself.
+
+    Growing inside a residual block, say, fails: the other branch still has n rows. Whether it works is tried once a module, on
+    two rows, and remembered.
+    """
+    firings = clean.vae.layout(clean.x).firings
+    if path in _POSTERIOR and reads == "output":
+        return path
+    before = [
+        f for f in firings.values() if f.finished <= firings[path].finished and f.calls == 1 and f.shape is not None
+    ]
+    for firing in reversed(before):
+        if firing.path == "tap_input":
+            return None
+        if firing.path in _POSTERIOR:
+            if reads == "output":
+                return firing.path
+            continue
+        if _grows(clean, firing, reads):
+            return firing.path
+    return None
+
+
+def _grows(clean: CleanRun, firing: Firing, reads: str) -> bool:
+    key = (tuple(clean.x.shape[1:]), f"{firing.path}->{reads}")
+    cache = clean.vae._growable
+    if key not in cache:
+        rows = clean.x[:1].repeat(2, *([1] * (clean.x.ndim - 1)))
+        small = clean_run(clean.vae, rows)
+        expected = repeat(small.at(reads), 2)
+        try:
+            grown = run_from(small, firing.path, 2, {}, lambda value: value, reads)
+        except (RuntimeError, ValueError, IndexError, NnsightVaeError):
+            cache[key] = False
+        else:
+            cache[key] = grown.shape == expected.shape and torch.allclose(grown, expected, rtol=1e-4, atol=1e-5)
+    return cache[key]
+
+
+def _entry(clean: CleanRun, start: str | None, copies: int, reads: str) -> tuple[str, Sequence[Tensor], str]:
+    """Which of the wrapper's functions the run calls, on what, and the first module that fires in it."""
+    firings = clean.vae.layout(clean.x).firings
+    if start is None:
+        return ("__call__" if reads == "output" else "encode"), (repeat(clean.x, copies),), "tap_input"
+    if start in _POSTERIOR:
+        posterior = [repeat(clean.outputs[path], copies) for path in _POSTERIOR]
+        return "decode_posterior", posterior, "latent.mu"
+    if firings[start].finished >= firings["latent.z"].finished:
+        return "decode", (clean.outputs["latent.z"],), "latent.z"
+    return ("__call__" if reads == "output" else "encode"), (clean.x,), "tap_input"
+
+
+def _finished_by(firings: dict[str, Firing], begun: int, reached: int) -> list[Firing]:
+    """The largest modules that fired once, wholly between two moments, in the order in which they started."""
+    inside = [f for f in firings.values() if f.calls == 1 and f.started >= begun and f.finished <= reached]
+    largest: list[Firing] = []
+    for firing in sorted(inside, key=lambda f: (f.started, -f.finished)):
+        if not largest or firing.started > largest[-1].finished:
+            largest.append(firing)
+    return largest
+
+
+def _chain_first(writes: dict[str, Write], path: str, first: Write) -> None:
+    then = writes.get(path)
+    writes[path] = first if then is None else lambda value: then(first(value))
+
+
+def _skip(vae: VAE, firing: Firing, value: Any) -> Callable[[], None]:
+    envoy = vae.envoy_at(firing.path)
+    # In-place user code below would otherwise write into the remembered activation.
+    fresh = (lambda: value.clone()) if firing.rewritten else (lambda: value)
+    return lambda: envoy.skip(fresh())
+
+
+def replace_event(vae: VAE, path: str, write: Write) -> Callable[[], None]:
+    envoy = vae.envoy_at(path)
+
+    def event() -> None:
+        # A copy: the same tensor may also flow down another branch (identity modules, skip connections).
+        envoy.output = write(envoy.output.clone())
+
+    return event
+
+
+def trace_events(vae: VAE, fn: str, inputs: Sequence[Tensor], events: list[Event], **kwargs: Any) -> None:
+    """The one place where the library opens a trace: do each event when its site is reached."""
+    ordered = [event for _, event in sorted(events, key=lambda item: item[0])]
+    with vae.trace(*inputs, fn=fn, **kwargs):
+        for event in ordered:
+            event()

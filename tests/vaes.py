@@ -1,0 +1,120 @@
+"""Small VAEs of the shapes people write, as plain torch modules. Weights are seeded; BatchNorm statistics are non-trivial."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def seeded(model: nn.Module, seed: int = 0) -> nn.Module:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if "running_var" in name:
+                tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
+            elif tensor.is_floating_point():
+                fan_in = tensor[0].numel() if tensor.ndim > 1 else 4
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * fan_in**-0.5 * 1.5)
+    return model
+
+
+class ConvVAE(nn.Module):
+    """Conv encoder and decoder with in-place ReLUs; forward samples, even in eval mode."""
+
+    image = (3, 16, 16)
+
+    def __init__(self, norm: bool = False, channels: int = 3) -> None:
+        super().__init__()
+
+        def block(layer: nn.Module, width: int) -> list[nn.Module]:
+            return [layer, nn.BatchNorm2d(width), nn.ReLU(inplace=True)] if norm else [layer, nn.ReLU(inplace=True)]
+
+        self.encoder = nn.Sequential(
+            *block(nn.Conv2d(channels, 4, 4, 2, 1), 4),
+            *block(nn.Conv2d(4, 6, 4, 2, 1), 6),
+            nn.Flatten(),
+            nn.Linear(96, 12),
+            nn.ReLU(inplace=True),
+        )
+        self.fc_mu, self.fc_logvar = nn.Linear(12, 5), nn.Linear(12, 5)
+        self.decoder = nn.Sequential(
+            nn.Linear(5, 96),
+            nn.ReLU(inplace=True),
+            nn.Unflatten(1, (6, 4, 4)),
+            *block(nn.ConvTranspose2d(6, 4, 4, 2, 1), 4),
+            nn.ConvTranspose2d(4, channels, 4, 2, 1),
+            nn.Sigmoid(),
+        )
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.encoder(x)
+        return self.fc_mu(h), self.fc_logvar(h)
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.decoder(z)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mu, logvar = self.encode(x)
+        return self.decode(mu + torch.randn_like(mu) * torch.exp(0.5 * logvar)), mu, logvar
+
+
+class MLPVAE(nn.Module):
+    """Fully connected; functional activations, so that not every step is a module."""
+
+    image = (20,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enc1, self.enc2, self.heads = nn.Linear(20, 16), nn.Linear(16, 12), nn.Linear(12, 8)
+        self.dec1, self.dec2 = nn.Linear(4, 16), nn.Linear(16, 20)
+
+    def encode(self, x: Tensor) -> dict[str, Tensor]:
+        h = self.heads(F.relu(self.enc2(torch.tanh(self.enc1(x)))))
+        mu, logvar = h.chunk(2, -1)
+        return {"mu": mu, "log_var": logvar}
+
+    def decode(self, z: Tensor) -> Tensor:
+        return torch.sigmoid(self.dec2(F.relu(self.dec1(z))))
+
+
+class Residual(nn.Module):
+    """x + f(x): the batch cannot grow inside f, whose other branch keeps its rows."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.act, self.second = (
+            nn.Conv2d(width, width, 3, 1, 1),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, 1, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(self.act(self.first(x)))
+
+
+class ResidualVAE(nn.Module):
+    """Residual blocks, a spatial latent, and a Normal posterior."""
+
+    image = (1, 8, 8)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.block, self.head = nn.Conv2d(1, 4, 4, 2, 1), Residual(4), nn.Conv2d(4, 4, 1)
+        self.grow, self.refine, self.out = nn.Conv2d(2, 4, 3, 1, 1), Residual(4), nn.ConvTranspose2d(4, 1, 4, 2, 1)
+
+    def encode(self, x: Tensor) -> torch.distributions.Distribution:
+        mu, raw = self.head(self.block(self.stem(x))).chunk(2, 1)
+        return torch.distributions.Independent(torch.distributions.Normal(mu, F.softplus(raw) + 1e-3), 3)
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.out(self.refine(self.grow(z)))
+
+
+def all_vaes() -> dict[str, nn.Module]:
+    models = {"conv": ConvVAE(), "mlp": MLPVAE(), "batchnorm": ConvVAE(norm=True), "residual": ResidualVAE()}
+    return {name: seeded(model, seed) for seed, (name, model) in enumerate(models.items())}
+
+
+def images(model: nn.Module, n: int, seed: int = 0) -> Tensor:
+    return torch.rand(n, *model.image, generator=torch.Generator().manual_seed(seed))

@@ -9,6 +9,15 @@ from typing import Any
 _EXPORTS = {
     "ConvVAE": "networks",
     "MLPVAE": "networks",
+    "OBJECTIVES": "objectives",
+    "Objective": "objectives",
+    "Labels": "training",
+    "Trained": "training",
+    "train": "training",
+    "load_module": "bundle",
+    "load_weights": "files",
+    "read_record": "bundle",
+    "zoo": "bundle",
 }
 
 

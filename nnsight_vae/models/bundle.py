@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from nnsight_vae.errors import DataError
-from nnsight_vae.models.checkpoints import CHECKPOINT, CONFIG, WEIGHTS
-from nnsight_vae.models.files import fit_weights, read_json, read_tensors
-from nnsight_vae.models.networks import empty
+from ..errors import DataError
+from .checkpoints import CHECKPOINT, CONFIG, WEIGHTS
+from .files import fit_weights, read_json, read_tensors
+from .networks import empty
 
 ZOO = Path(__file__).parent / "zoo"
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnsight_vae.errors import DataError
-from nnsight_vae.models.files import fit_weights, read_tensors, write_atomically, write_json, write_tensors
-from nnsight_vae.models.networks import GaussianVAE
+from ..errors import DataError
+from .files import fit_weights, read_tensors, write_atomically, write_json, write_tensors
+from .networks import GaussianVAE
 
 CHECKPOINT = "checkpoint.safetensors"
 WEIGHTS = "model.safetensors"
@@ -45,7 +45,7 @@ class Run:
     def count(self, losses: Tensor) -> None:
         """Note one finished step and its losses, in the order of `LOSS_NAMES`."""
         self.step += 1
-        self.sums += losses.detach().to(self.sums)
+        self.sums += losses.detach().cpu()
 
     def log(self) -> None:
         """Close a row of the history."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nnsight_vae.errors import DataError
+from ..errors import DataError
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnsight_vae.errors import DataError
+from ..errors import DataError
 
 _CHANNELS = (16, 32, 32, 32)
 _SMALLEST_MAP = 4
@@ -212,8 +212,9 @@ def empty(architecture: str, arguments: Mapping[str, Any]) -> GaussianVAE:
     Raises:
         DataError: if the architecture or one of its arguments is unknown or unfit.
     """
+    arguments = complete(architecture, arguments)
     with torch.device("meta"):
-        return ARCHITECTURES[architecture](**complete(architecture, arguments))
+        return ARCHITECTURES[architecture](**arguments)
 
 
 def _linear_relu(widths: Sequence[int]) -> list[nn.Module]:

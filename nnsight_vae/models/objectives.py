@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from nnsight_vae.errors import DataError
+from ..errors import DataError
 
 LIKELIHOODS = ("bernoulli", "gaussian")
 
@@ -81,6 +81,9 @@ class Objective:
         fit = reconstruction_loss(reconstruction, x, self.likelihood, self.sd).mean()
         kl = gaussian_kl(mu, logvar).sum(1).mean()
         return Losses(fit + self.beta * kl, fit, kl)
+
+
+OBJECTIVES = {"vae": Objective(), "beta-vae": Objective(beta=4.0)}  # by name, as on the command line
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from nnsight_vae.errors import DataError, NnsightVaeError
-from nnsight_vae.models.checkpoints import Run, load_run, save_results, save_run
-from nnsight_vae.models.interrupt import deferred_interrupt
-from nnsight_vae.models.networks import build, complete
-from nnsight_vae.models.objectives import Objective, label_loss, standardise
+from ..errors import DataError, NnsightVaeError
+from .checkpoints import Run, load_run, save_results, save_run
+from .interrupt import deferred_interrupt
+from .networks import GaussianVAE, build, complete
+from .objectives import Objective, label_loss, standardise
 
 FORMAT = "nnsight-vae/model@1"
 _LOG_EVERY = 50
@@ -46,7 +46,7 @@ class Labels:
 class Trained:
     """A finished training: the module in eval mode, and the record that is saved as config.json."""
 
-    module: nn.Module
+    module: GaussianVAE
     config: dict[str, Any]
 
 
@@ -238,7 +238,7 @@ def _check_images(name: str, images: Tensor) -> None:
 def _fingerprint(*tensors: Tensor) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:
-        digest.update(tensor.detach().cpu().contiguous().numpy().data)
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

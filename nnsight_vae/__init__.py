@@ -35,6 +35,13 @@ _EXPORTS = {
     "Intervention": "interventions",
     "intervene": "engine",
     "Output": "engine",
+    "Pairs": "pairs",
+    "Effects": "effects",
+    "Mediation": "mediation_result",
+    "manipulate_inputs": "levels.inputs",
+    "perturb_latents": "levels.latents",
+    "patch_activations": "levels.patching",
+    "mediate": "levels.mediation",
 }
 _SUBPACKAGES = ("adapters", "attribution", "causal", "circuits", "datasets", "metrics", "models", "readouts")
 

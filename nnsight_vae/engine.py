@@ -7,7 +7,7 @@ scale), so a chunk of K single-unit interventions on n examples is one indexed w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -16,6 +16,8 @@ from torch import Tensor
 from nnsight_vae.donors import Donors, Replacement
 from nnsight_vae.errors import DataError, InterventionError, ReadoutError
 from nnsight_vae.interventions import Intervention
+from nnsight_vae.readouts import Readout
+from nnsight_vae.readouts import reads as reads_of
 from nnsight_vae.runs import CleanRun, clean_run, replace_event, run_from, start_for, trace_events
 from nnsight_vae.sites import Key, Selection
 from nnsight_vae.vae import VAE
@@ -25,16 +27,6 @@ CHUNK_BYTES = 8 * 2**20
 MIN_ROWS = 16
 
 Joint = dict[Selection, Intervention]
-
-
-class Readable(Protocol):
-    """What the engine needs of a readout; `nnsight_vae.readouts.Readout` in full."""
-
-    names: tuple[str, ...]
-
-    def __call__(self, reconstruction: Tensor) -> Tensor:
-        """Numbers per example, `[n, len(names)]`."""
-        ...
 
 
 class Output(NamedTuple):
@@ -96,7 +88,7 @@ def run_interventions(
     vae: VAE,
     x: Float[Tensor, "n *image"],
     plan: Sequence[Mapping[Key, Intervention]],
-    read: Readable,
+    read: Readout,
     *,
     eps: Tensor | None = None,
     progress: Callable[[int], None] | None = None,
@@ -124,11 +116,11 @@ def run_interventions(
     x, eps = checked_batch(vae, x, eps)
     joints = [_joint(vae, entry) for entry in plan]
     donors = Donors(vae, joints, x, eps)
-    reads = getattr(read, "reads", "output")
+    reads = reads_of(read)
     result = torch.empty(len(joints), len(x), len(read.names), dtype=x.dtype, device=x.device)
     groups = _by_sites(vae, joints)
     with torch.no_grad():
-        for rows in _example_chunks(vae, x):
+        for rows in example_chunks(vae, x):
             clean = clean_run(vae, x[rows], None if eps is None else eps[rows])
             resolved = donors.rows(rows)
             for members in groups:
@@ -146,14 +138,14 @@ def run_interventions(
 
 
 def baseline(
-    vae: VAE, x: Float[Tensor, "n *image"], read: Readable, *, eps: Tensor | None = None
+    vae: VAE, x: Float[Tensor, "n *image"], read: Readout, *, eps: Tensor | None = None
 ) -> Float[Tensor, "n target"]:
     """The readout without interventions, `[n, len(read.names)]`, chunked like `run_interventions`."""
     x, eps = checked_batch(vae, x, eps)
-    path = vae.layout(x).paths[getattr(read, "reads", "output")]
+    path = vae.layout(x).paths[reads_of(read)]
     parts = []
     with torch.no_grad():
-        for rows in _example_chunks(vae, x):
+        for rows in example_chunks(vae, x):
             clean = clean_run(vae, x[rows], None if eps is None else eps[rows], paths=[path])
             parts.append(_reduced(read(clean.outputs[path]), read, 1, len(clean))[0])
     return torch.cat(parts)
@@ -168,7 +160,7 @@ def activations(
     paths = {site: layout.paths[layout.sites[site].name] for site in sites}
     parts: dict[str, list[Tensor]] = {site: [] for site in sites}
     with torch.no_grad():
-        for rows in _example_chunks(vae, x):
+        for rows in example_chunks(vae, x):
             clean = clean_run(vae, x[rows], None if eps is None else eps[rows], paths=set(paths.values()))
             for site, path in paths.items():
                 parts[site].append(clean.outputs[path])
@@ -224,7 +216,8 @@ def _start(clean: CleanRun, joint: Joint, reads: str) -> tuple[str | None, int]:
     return start, max(MIN_ROWS, CHUNK_BYTES // largest)
 
 
-def _example_chunks(vae: VAE, x: Tensor) -> list[slice]:
+def example_chunks(vae: VAE, x: Tensor) -> list[slice]:
+    """Slices of a batch whose largest activation stays within `CHUNK_BYTES`."""
     largest = max(_row_bytes(f.shape, x) for f in vae.layout(x).firings.values() if f.shape)
     step = max(MIN_ROWS, CHUNK_BYTES // largest)
     return [slice(i, min(i + step, len(x))) for i in range(0, len(x), step)]
@@ -297,7 +290,7 @@ def _as_tensor(value: float | Tensor, like: Tensor) -> Tensor:
     return value.to(like) if isinstance(value, Tensor) else torch.tensor(value, dtype=like.dtype, device=like.device)
 
 
-def _reduced(values: Tensor, read: Readable, copies: int, n: int) -> Tensor:
+def _reduced(values: Tensor, read: Readout, copies: int, n: int) -> Tensor:
     expected = (copies * n, len(read.names))
     if not isinstance(values, Tensor) or tuple(values.shape) != expected:
         got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__

@@ -200,6 +200,7 @@ def _skip(vae: VAE, firing: Firing, value: Any) -> Callable[[], None]:
 
 
 def replace_event(vae: VAE, path: str, write: Write) -> Callable[[], None]:
+    """The event that replaces what a module hands on by `write` of it."""
     envoy = vae.envoy_at(path)
 
     def event() -> None:

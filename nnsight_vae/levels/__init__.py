@@ -1,1 +1,1 @@
-"""To be filled."""
+"""The four levels of intervention: inputs, latents, activations, mediation."""

@@ -1,0 +1,38 @@
+"""Which units an experiment is about, from the keys a user gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nnsight_vae.errors import SiteError
+from nnsight_vae.sites import Key, Unit
+from nnsight_vae.vae import VAE
+
+
+def default_sites(vae: VAE) -> list[str]:
+    """The sites of every linear and convolutional layer, and `latent.z`.
+
+    Normalisation (in eval mode) and activations act on each unit alone, so patching a unit before or after them is the same
+    experiment; the layers' own outputs stand for the whole chain.
+    """
+    return [name for name, site in vae.sites.items() if site.kind in ("conv", "linear") or name == "latent.z"]
+
+
+def selected_units(vae: VAE, keys: Sequence[Key]) -> list[Unit]:
+    """Every unit that some keys name, in the order given, once each.
+
+    Raises:
+        SiteError: a key names no unit of this VAE, or there are no keys.
+    """
+    if isinstance(keys, str) or not isinstance(keys, Sequence):
+        keys = [keys]
+    units: dict[Unit, None] = {}
+    for key in keys:
+        selection = vae.sites.select(key)
+        site = vae.sites[selection.site]
+        units.update(
+            dict.fromkeys(site.units if selection.indices is None else (Unit(site.name, i) for i in selection.indices))
+        )
+    if not units:
+        raise SiteError("no sites given; name at least one, e.g. sites=['encoder.4', 'latent.z'].")
+    return list(units)

@@ -1,0 +1,43 @@
+"""Provenance: where a result comes from, as plain JSON data kept with it."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from nnsight_vae.pairs import Pairs
+from nnsight_vae.vae import VAE
+
+
+def provenance(vae: VAE, pairs: Pairs | None = None, readout: object | None = None, **details: Any) -> dict[str, Any]:
+    """Model fingerprint, pairs, readout and versions, with any further details of the call.
+
+    Args:
+        vae: the model; its weights are hashed.
+        pairs: the pairs the result is over.
+        readout: the readout the result is in units of.
+        details: anything else worth keeping, as JSON data.
+    """
+    record: dict[str, Any] = {
+        "model": type(vae.module).__name__,
+        "adapter": type(vae.adapter).__name__,
+        "fingerprint": vae.fingerprint,
+        "versions": {name: _version(name) for name in ("nnsight-vae", "nnsight", "torch")},
+    }
+    if pairs is not None:
+        record["pairs"] = {
+            "n": len(pairs),
+            "factor": pairs.factor,
+            "propagate": pairs.propagate,
+            "noise": "posterior mean" if pairs.eps is None else "shared eps",
+        }
+    if readout is not None:
+        record["readout"] = type(readout).__name__
+    return record | details
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -87,7 +87,7 @@ class SCM:
             order = graphlib.TopologicalSorter({name: m.parents for name, m in self.mechanisms.items()}).static_order()
             self._order = tuple(order)
         except graphlib.CycleError as error:
-            raise DataError(f"SCM: the mechanisms form a cycle {' -> '.join(error.args[1][::-1])}.") from error
+            raise DataError(f"SCM: the mechanisms form a cycle {' -> '.join(error.args[1])}.") from error
 
     @property
     def graph(self) -> nx.DiGraph:

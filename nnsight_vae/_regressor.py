@@ -17,7 +17,7 @@ _BATCH = 64  # images per optimiser step
 _PEAK_RATE = 3e-3  # of AdamW's one-cycle schedule
 _REPORT_EVERY = 50  # steps between progress reports
 _SCORE_CHUNK = 512  # images per forward when nothing is trained
-_MAX_BLUR = 1.5 / 64  # widest training blur (sd), as a share of the image side
+_MAX_BLUR = 3 / 64  # widest training blur (sd), as a share of the image side
 _MAX_NOISE = 0.05  # widest training noise (sd), in intensity
 
 

@@ -202,7 +202,7 @@ class Factors:
 
     def save(self, path: str | Path) -> None:
         """Write weights (safetensors) and everything else (its JSON header) to one file, whole or not at all."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         header = {
             "schema": _SCHEMA,
@@ -217,7 +217,7 @@ class Factors:
         path = Path(path)
         unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            save_file(tensors, unfinished, metadata={"readout": json.dumps(header)})
+            unfinished.write_bytes(save(tensors, metadata={"readout": json.dumps(header)}))
             os.replace(unfinished, path)
         except OSError as error:
             raise DataError(f"Factors.save: cannot write {path}: {error}") from error

@@ -14,12 +14,16 @@ if TYPE_CHECKING:
 
 # public name -> submodule that defines it. Loaded on first use, so importing stays cheap.
 _EXPORTS = {
+    "Arrays": "arrays",
     "Batch": "base",
     "Dataset": "base",
     "Procedural": "procedural",
+    "from_arrays": "arrays",
+    "from_path": "files",
 }
 # dataset name -> (submodule, function that makes it)
 _BUILT_IN = {
+    "digits": ("digits", "digits"),
     "pendulum": ("pendulum", "pendulum"),
 }
 
@@ -28,7 +32,7 @@ def load(name: str | os.PathLike[str]) -> Dataset:
     """A dataset by name, or from a folder or `.npz` file (see `from_path`).
 
     Args:
-        name: "pendulum", or a path.
+        name: "pendulum" (procedural, exact SCM), "digits" (real images, measured factors), or a path.
 
     Raises:
         DataError: if it is neither the name of a dataset nor an existing path, or the files are not as expected.

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from .._regressor import Progress
 from ..errors import DataError, NnsightVaeWarning, ReadoutError
 from ..pairs import Pairs
 
@@ -73,7 +74,7 @@ class Dataset(ABC):
         """n pairs of images that differ by an intervention on one factor, oriented low -> high."""
 
     @abstractmethod
-    def _fit_readout(self) -> Factors:
+    def _fit_readout(self, progress: Progress | None) -> Factors:
         """A readout of all factors, reliable or not."""
 
     def do(self, n: int, seed: int = 0, **values: float | np.ndarray | Tensor) -> Batch:
@@ -92,13 +93,14 @@ class Dataset(ABC):
         """
         raise self._no_scm("counterfactual")
 
-    def readout(self, names: str | Sequence[str] | None = None) -> Factors:
+    def readout(self, names: str | Sequence[str] | None = None, progress: Progress | None = None) -> Factors:
         """The learned readout of this dataset's factors, in factor standard deviations.
 
         It is fitted (seeded) the first time it is asked for and then kept, or comes with the package.
 
         Args:
             names: factors to read; None: every factor that can be read reliably (held-out R2 of at least .8).
+            progress: called with (steps done, steps in all) while it is fitted, which can take minutes for big images.
 
         Raises:
             ReadoutError: if a factor is unknown, or asked for by name and not reliable; if none is reliable.
@@ -107,7 +109,7 @@ class Dataset(ABC):
             NnsightVaeWarning: if names is None and a factor had to be left out.
         """
         if self._readout is None:
-            self._readout = self._fit_readout()
+            self._readout = self._fit_readout(progress)
         whole = self._readout
         if names is not None:
             part = whole[names]

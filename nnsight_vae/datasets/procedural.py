@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from .._regressor import Progress
 from ..causal.scm import SCM
 from ..errors import DataError
 from ..pairs import Pairs
@@ -33,7 +34,7 @@ class Procedural(Dataset):
     Args:
         name: what it is called in reports.
         scm: the causal model of the factors.
-        render: factors, in the order of `scm.names`, to uint8 images.
+        render: factors, in the order of `scm.names`, to uint8 images; kept as the attribute `render`.
         image_shape: (channels, height, width) of those images.
         limits: factor -> (lowest, highest) value that can be drawn; `do` and `counterfactual` refuse others.
         readout_file: a readout fitted before (see `build_readouts`); None: it is fitted on first use.
@@ -59,7 +60,7 @@ class Procedural(Dataset):
         self.name, self.scm, self.factors = name, scm, scm.names
         self.image_shape = image_shape
         self.limits = dict(limits)
-        self._render, self._readout_file = render, readout_file
+        self.render, self._readout_file = render, readout_file
 
     @property
     def graph(self) -> nx.DiGraph:
@@ -116,9 +117,7 @@ class Procedural(Dataset):
             DataError: if n is not a positive integer.
         """
         check_count(f"{self.name}.sample_independent", n)
-        rng = np.random.default_rng(seed)
-        columns = [self.scm.sample(n, rng)[0][:, column] for column in range(len(self.factors))]
-        return self._batch(np.stack(columns, axis=1), None)
+        return self._batch(self._independent(n, seed), None)
 
     def images_u8(self, n: int, seed: int = 0) -> UInt8[Tensor, "n c h w"]:
         """The images of `sample(n, seed)` as uint8: a quarter of the memory, for training.
@@ -128,7 +127,7 @@ class Procedural(Dataset):
         """
         check_count(f"{self.name}.images_u8", n)
         values, _ = self.scm.sample(n, np.random.default_rng(seed))
-        return torch.from_numpy(self._render(values))
+        return torch.from_numpy(self.render(values))
 
     def pairs(self, factor: str, n: int, seed: int = 0, propagate: bool = True) -> Pairs:
         """n pairs that differ by an intervention on one factor, with all exogenous noise shared.
@@ -168,6 +167,10 @@ class Procedural(Dataset):
             propagate=propagate,
         )
 
+    def _independent(self, n: int, seed: int) -> np.ndarray:
+        rng = np.random.default_rng(seed)
+        return np.stack([self.scm.sample(n, rng)[0][:, column] for column in range(len(self.factors))], axis=1)
+
     def _other_values(self, values: np.ndarray, column: int, rng: np.random.Generator) -> np.ndarray:
         other = values.copy()
         for _ in range(_REDRAWS):
@@ -180,7 +183,7 @@ class Procedural(Dataset):
         )
 
     def _batch(self, values: np.ndarray, noise: np.ndarray | None) -> Batch:
-        images = as_images(torch.from_numpy(self._render(values)))
+        images = as_images(torch.from_numpy(self.render(values)))
         return Batch(images, torch.from_numpy(values.astype(np.float32)), noise)
 
     def _check_values(self, values: Values) -> dict[str, np.ndarray]:
@@ -196,15 +199,17 @@ class Procedural(Dataset):
             checked[factor] = array
         return checked
 
-    def _fit_readout(self) -> Factors:
+    def _fit_readout(self, progress: Progress | None) -> Factors:
         from ..readouts import Factors
 
         if self._readout_file is not None:
             return Factors.load(self._readout_file)
-        return fit_procedural_readout(self)
+        return fit_procedural_readout(self, progress=progress)
 
 
-def fit_procedural_readout(data: Procedural, n: int = 10_000, seed: int = 0, steps: int = 3000) -> Factors:
+def fit_procedural_readout(
+    data: Procedural, n: int = 10_000, seed: int = 0, steps: int = 3000, progress: Progress | None = None
+) -> Factors:
     """Fit a readout on half observational images and half with independent factors.
 
     Observational images alone would let it read a factor off its effects; independent ones alone would not look like
@@ -215,13 +220,15 @@ def fit_procedural_readout(data: Procedural, n: int = 10_000, seed: int = 0, ste
         n: number of images.
         seed: fixes images and training.
         steps: optimiser steps.
+        progress: called with (steps done, steps in all), now and then.
 
     Returns:
         A readout of all factors, reliable or not, in observational standard deviations.
     """
     from ..readouts import Factors
 
-    halves = [data.sample(n // 2, seed), data.sample_independent(n - n // 2, seed + 1)]
-    images = torch.cat([(half.images * 255).round().to(torch.uint8) for half in halves])
-    factors = torch.cat([half.factors for half in halves])
-    return Factors.fit(images, factors, data.factors, seed=seed, steps=steps, allow_unreliable=True)
+    observed, _ = data.scm.sample(n // 2, np.random.default_rng(seed))
+    factors = np.concatenate([observed, data._independent(n - n // 2, seed + 1)])
+    images = torch.from_numpy(data.render(factors))
+    table = torch.from_numpy(factors.astype(np.float32))
+    return Factors.fit(images, table, data.factors, seed=seed, steps=steps, allow_unreliable=True, progress=progress)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from safetensors.torch import load_file
 from nnsight_vae.errors import DataError, NnsightVaeError
 from nnsight_vae.models import training
 from nnsight_vae.models.bundle import load_module
+from nnsight_vae.models.files import read_tensors
 from nnsight_vae.models.objectives import Objective
 from nnsight_vae.models.training import Labels, train
 
@@ -123,19 +126,16 @@ def test_a_finished_folder_is_read_not_trained_again_and_no_temporary_file_is_le
     assert names == {"model.safetensors", "config.json", "losses.csv", "checkpoint.safetensors"}
 
 
-def test_a_checkpoint_that_fails_half_way_leaves_the_one_before(tmp_path, monkeypatch):
-    from nnsight_vae.models import files
-
-    def save_half(tensors, path, metadata):
-        path.write_bytes(b"half")
+def test_a_checkpoint_that_cannot_be_written_is_an_error_and_leaves_the_one_before(tmp_path, monkeypatch):
+    def full(*_):
         raise OSError("disk full")
 
-    stop_at(monkeypatch, 7, lambda _: monkeypatch.setattr("safetensors.torch.save_file", save_half))
-    with pytest.raises(DataError, match="disk full"):
-        run(tmp_path)
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        stop_at(patch, 7, lambda _: patch.setattr(Path, "replace", full))
+        with pytest.raises(DataError, match="disk full"):
+            run(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.safetensors"]
-    assert files.read_tensors(tmp_path / "checkpoint.safetensors")[1]["step"] == "5"
+    assert read_tensors(tmp_path / "checkpoint.safetensors")[1]["step"] == "5"
     assert_same(run(tmp_path), run())
 
 
@@ -187,6 +187,21 @@ def test_uint8_images_are_read_as_their_floats():
     bytes_ = (IMAGES * 255).round().to(torch.uint8)
     as_bytes, as_floats = run(images=bytes_), run(images=bytes_.float() / 255)
     assert as_bytes.config["history"] == as_floats.config["history"]
+
+
+def test_the_learning_rate_falls_along_a_cosine_to_a_fiftieth(monkeypatch):
+    rates = []
+    original = training._Task.update
+
+    def update(task, state):
+        original(task, state)
+        rates.append(state.optimizer.param_groups[0]["lr"])
+
+    monkeypatch.setattr(training._Task, "update", update)
+    run(steps=20, lr=0.1)
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[10] == pytest.approx((0.1 + 0.002) / 2)
+    assert rates[19] == pytest.approx(0.002 + 0.098 * (1 - math.cos(math.pi / 20)) / 2)
 
 
 def test_training_lowers_the_loss():

@@ -47,7 +47,7 @@ RECIPES = {
     ),
     "pendulum-labelled-vae": Recipe(
         "the same network with 512 labelled images tying latents 0-3 to the factors, trained on independent factors",
-        Objective(beta=1.0, label_weight=100.0),
+        Objective(beta=4.0, label_weight=100.0),
         labelled=512,
     ),
 }

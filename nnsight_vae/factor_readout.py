@@ -241,22 +241,21 @@ class Factors:
             if header["schema"] != _SCHEMA:
                 raise DataError(f"Factors.load: {path} has schema {header['schema']!r}, expected {_SCHEMA!r}.")
             weights = {name.removeprefix("network."): value for name, value in tensors.items() if "." in name}
-            network = restore_regressor(tuple(header["image_shape"]), len(header["names"]), weights)
+            return cls(
+                restore_regressor(tuple(header["image_shape"]), len(header["names"]), weights),
+                header["names"],
+                mean=tensors["mean"],
+                sd=tensors["sd"],
+                reliability=header["reliability"],
+                image_shape=header["image_shape"],
+                record=header["record"],
+                min_reliability=header["min_reliability"],
+                allow_unreliable=allow_unreliable,
+            )
         except (OSError, SafetensorError) as error:
             raise DataError(f"Factors.load: cannot read {path}: {error}") from error
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise DataError(f"Factors.load: {path} is not a readout written by Factors.save: {error}") from error
-        return cls(
-            network,
-            header["names"],
-            mean=tensors["mean"],
-            sd=tensors["sd"],
-            reliability=header["reliability"],
-            image_shape=header["image_shape"],
-            record=header["record"],
-            min_reliability=header["min_reliability"],
-            allow_unreliable=allow_unreliable,
-        )
 
     def __repr__(self) -> str:
         return f"Factors({', '.join(f'{name} (R2 {self.reliability[name]:.3f})' for name in self.names)})"

@@ -14,7 +14,9 @@ N_IMAGES, N_STEPS, N_TEST, BLUR = 16_000, 3500, 4000, 1.5
 FOLDER = Path(__file__).parent / "readouts"
 
 
-def build(data: Procedural, folder: Path = FOLDER, *, n: int = N_IMAGES, steps: int = N_STEPS) -> Path:
+def build(
+    data: Procedural, folder: Path = FOLDER, *, n: int = N_IMAGES, steps: int = N_STEPS, n_test: int = N_TEST
+) -> Path:
     """Fit, score and write the readout of a procedural dataset.
 
     The record of the file states R2 on images drawn afterwards: observational, with independent factors, and
@@ -25,12 +27,13 @@ def build(data: Procedural, folder: Path = FOLDER, *, n: int = N_IMAGES, steps: 
         folder: where the file goes; created if missing.
         n: number of training images.
         steps: optimiser steps.
+        n_test: number of images of each test.
 
     Returns:
         The file written, `folder/<dataset name>.safetensors`.
     """
     readout = fit_procedural_readout(data, n=n, steps=steps)
-    observed, independent = data.sample(N_TEST, seed=1001), data.sample_independent(N_TEST, seed=1002)
+    observed, independent = data.sample(n_test, seed=1001), data.sample_independent(n_test, seed=1002)
     blurred = Batch(gaussian_blur(observed.images, BLUR), observed.factors)
     tests = {"observational": observed, "independent": independent, f"blur_{BLUR:g}px": blurred}
     scores = {what: readout.reliability_on(batch.images, batch.factors) for what, batch in tests.items()}

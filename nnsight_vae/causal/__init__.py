@@ -9,6 +9,16 @@ from typing import Any
 _EXPORTS = {
     "SCM": "scm",
     "Mechanism": "scm",
+    "compare": "graphs",
+    "GraphComparison": "graphs",
+    "shd": "graphs",
+    "sid": "graphs",
+    "ancestor_aid": "graphs",
+    "FactorMap": "mapping",
+    "map_factors": "mapping",
+    "factor_graph": "model_graph",
+    "InterchangeAccuracy": "abstraction",
+    "interchange_accuracy": "abstraction",
 }
 
 

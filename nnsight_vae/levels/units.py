@@ -13,9 +13,19 @@ def default_sites(vae: VAE) -> list[str]:
     """The sites of every linear and convolutional layer, and `latent.z`.
 
     Normalisation (in eval mode) and activations act on each unit alone, so patching a unit before or after them is the same
-    experiment; the layers' own outputs stand for the whole chain.
+    experiment; the layers' own outputs stand for the whole chain. A linear layer whose neurons are then folded into channels is
+    represented by those channels.
     """
-    return [name for name, site in vae.sites.items() if site.kind in ("conv", "linear") or name == "latent.z"]
+    chain = [site for site in vae.sites.values() if site.kind != "container"]
+    found = []
+    for i, site in enumerate(chain):
+        if site.kind in ("conv", "linear"):
+            following = next((s for s in chain[i + 1 :] if s.kind not in ("activation", "norm")), site)
+            folded = site.kind == "linear" and following.kind == "reshape" and len(following.shape) > 1
+            found.append(following.name if folded else site.name)
+        elif site.name == "latent.z":
+            found.append(site.name)
+    return found
 
 
 def selected_units(vae: VAE, keys: Sequence[Key]) -> list[Unit]:

@@ -1,0 +1,27 @@
+"""Every example in every docstring runs and shows what it says."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+
+import nnsight_vae
+
+MODULES = sorted(
+    {"nnsight_vae", *(m.name for m in pkgutil.walk_packages(nnsight_vae.__path__, "nnsight_vae."))}
+    - {"nnsight_vae.__main__"}
+)
+
+
+def test_the_adapters_are_walked_too():
+    importlib.import_module("nnsight_vae.adapters")
+    assert len(MODULES) > 30
+
+
+@pytest.mark.parametrize("name", [*MODULES, "nnsight_vae.adapters.base", "nnsight_vae.adapters.generic"])
+def test_examples(name):
+    result = doctest.testmod(importlib.import_module(name))
+    assert result.failed == 0

@@ -276,31 +276,9 @@ class Effects:
         Raises:
             DataError: there is no unit to draw.
         """
-        from matplotlib import pyplot as plt
+        from nnsight_vae.effects_plot import heat_map
 
-        if not self.units:
-            raise DataError("There is no unit to draw: these effects are empty. Plot them before `significant`.")
-        shown = self
-        if len(self.units) > max_units:
-            strongest = np.argsort(-np.abs(self.mean()).max(axis=1), kind="stable")[:max_units]
-            shown = self._take(np.sort(strongest), np.arange(len(self.targets)))
-        mean = shown.mean()
-        limit = float(np.abs(mean).max()) or 1.0
-        n_units, n_targets = mean.shape
-        figure, axes = plt.subplots(
-            figsize=(2.5 + 0.5 * min(n_targets, 24), 1.5 + 0.22 * n_units), layout="constrained"
-        )
-        image = axes.imshow(mean, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
-        axes.set_yticks(range(n_units), shown.units)
-        if n_targets <= 24:
-            axes.set_xticks(range(n_targets), shown.targets, rotation=45, ha="right", rotation_mode="anchor")
-        if shown.test:
-            rows, columns = np.nonzero(shown.test.passed)
-            axes.scatter(columns, rows, s=8, color="black")
-        subset = "" if shown is self else f", strongest {n_units} of {len(self.units)} units"
-        axes.set_title(f"{self.estimand}{subset}", fontsize="medium")
-        figure.colorbar(image, label="mean effect")
-        return figure, axes
+        return heat_map(self, max_units)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything to an `.npz` file (plain arrays and a JSON header, nothing pickled).

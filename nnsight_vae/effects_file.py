@@ -71,8 +71,8 @@ def _from_arrays(arrays: dict[str, np.ndarray], prefix: str) -> Effects:
     test = header.get("test")
     return Effects(
         values=arrays[f"{prefix}values"],
-        units=header["units"],
-        targets=header["targets"],
+        units=tuple(header["units"]),
+        targets=tuple(header["targets"]),
         estimand=header["estimand"],
         groups=arrays.get(f"{prefix}groups"),
         provenance=header["provenance"],

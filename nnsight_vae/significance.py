@@ -77,7 +77,7 @@ def sign_flip_pvalues(
         for signs in _sign_blocks(len(clusters), n_perm, seed):
             as_extreme += (np.abs(signs @ sums.T) >= observed).sum(axis=0)
         counts.append(as_extreme)
-    exceedances = np.concatenate(counts) if counts else np.zeros(0)
+    exceedances = np.concatenate(counts) if counts else np.zeros(0, dtype=np.int64)
     return _as_pvalue(exceedances, len(clusters), n_perm).reshape(values.shape[:-1])
 
 
@@ -148,7 +148,7 @@ def benjamini_hochberg(pvalues: Float[np.ndarray, "*cells"]) -> Float[np.ndarray
 
 
 def _enumerable(n_clusters: int, n_perm: int) -> bool:
-    return n_clusters - 1 <= np.log2(n_perm + 1)
+    return 2 ** (n_clusters - 1) <= n_perm + 1
 
 
 def _sign_blocks(n_clusters: int, n_perm: int, seed: int) -> Iterator[Float[np.ndarray, "rows cluster"]]:

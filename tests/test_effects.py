@@ -113,7 +113,7 @@ def test_all_zero_effects_are_never_significant():
 
 
 def test_too_coarse_p_values_are_reported_with_the_remedy():
-    many = {"units": [f"fc[{i}]" for i in range(60)], "targets": ["t"]}
+    many = {"units": tuple(f"fc[{i}]" for i in range(60)), "targets": ("t",)}
     lone = np.zeros((60, 1))
     lone[0] = 5.0
     with pytest.warns(NnsightVaeWarning, match="n_perm >= 1199"):
@@ -128,7 +128,7 @@ def test_too_coarse_p_values_are_reported_with_the_remedy():
 def test_default_number_of_flips_can_reject_a_lone_effect_among_many():
     lone = np.zeros((400, 1))
     lone[7] = 5.0
-    many = make(lone, units=[f"fc[{i}]" for i in range(400)], targets=["t"])
+    many = make(lone, units=tuple(f"fc[{i}]" for i in range(400)), targets=("t",))
     assert many.pvalues().min() == 1 / 8000
     assert many.significant().units == ("fc[7]",)
 
@@ -309,7 +309,7 @@ def test_heat_map_is_symmetric_marks_what_passed_and_leaves_the_style_alone(effe
 def test_heat_map_of_many_units_shows_the_strongest_and_says_so():
     means = np.zeros((50, 1))
     means[[4, 31]] = [[2.0], [-3.0]]
-    figure, axes = make(means, sd=0, units=[f"fc[{i}]" for i in range(50)], targets=["t"]).plot(max_units=2)
+    figure, axes = make(means, sd=0, units=tuple(f"fc[{i}]" for i in range(50)), targets=("t",)).plot(max_units=2)
     assert [label.get_text() for label in axes.get_yticklabels()] == ["fc[4]", "fc[31]"]
     assert "strongest 2 of 50 units" in axes.get_title()
     mpl.pyplot.close(figure)

@@ -135,8 +135,12 @@ def test_intervals_are_clustered_by_base_image():
     groups = np.repeat(np.arange(15), 6)
     width = {}
     for name, ids in (("clustered", groups), ("naive", None)):
-        low, high = of(0 * shared, shared, 0.5 * shared, 0.5 * shared, groups=ids).te.ci()
+        m = of(0 * shared, shared, 0.5 * shared, 0.5 * shared**2, groups=ids)
+        low, high = m.te.ci()
         width[name] = (high - low).item()
+        share = m.proportion["y"]
+        expected = statistics.bootstrap_ratio_interval(m.tnie.values[0], m.te.values[0], ids)
+        assert [share.low, share.high] == [bound.item() for bound in expected]
     assert width["clustered"] > 2 * width["naive"]
 
 

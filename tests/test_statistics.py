@@ -166,10 +166,11 @@ def test_drawn_flips_approach_the_exact_p():
 
 
 def test_p_does_not_depend_on_units_of_measurement():
-    values = np.random.default_rng(15).normal(0.4, 1.0, (20, 30))
-    p = significance.sign_flip_pvalues(values, n_perm=499)
-    np.testing.assert_array_equal(significance.sign_flip_pvalues(1e-9 * values, n_perm=499), p)
-    np.testing.assert_array_equal(significance.sign_flip_pvalues(-values, n_perm=499), p)
+    values = np.random.default_rng(15).integers(-2, 4, (20, 30)).astype(float)  # many flips tie exactly
+    for test in (significance.sign_flip_pvalues, significance.max_t_pvalues):
+        p = test(values, n_perm=499)
+        for scale in (-1.0, 0.1, 1e-15, 1e12 / 3):  # and must still tie after rounding
+            np.testing.assert_array_equal(test(scale * values, n_perm=499), p)
 
 
 def test_max_t_keeps_the_family_wise_error_among_correlated_effects_of_any_scale():

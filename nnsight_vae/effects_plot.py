@@ -29,7 +29,7 @@ def heat_map(effects: Effects, max_units: int) -> tuple[Figure, Axes]:
         axes.set_xticks(range(n_targets), shown.targets, rotation=45, ha="right", rotation_mode="anchor")
     if shown.test:
         rows, columns = np.nonzero(shown.test.passed)
-        axes.scatter(columns, rows, s=8, color="black")
+        axes.scatter(columns, rows, s=16, color="black", edgecolors="white", linewidths=0.8)  # legible on any colour
     subset = "" if shown is effects else f", strongest {n_units} of {len(effects.units)} units"
     axes.set_title(f"{effects.estimand}{subset}", fontsize="medium")
     figure.colorbar(image, label="mean effect")

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnsight_vae.errors import NnsightVaeError
+from nnsight_vae.layout import Layout
 from nnsight_vae.probe import Firing
 from nnsight_vae.vae import VAE
 
@@ -92,7 +93,7 @@ def run_from(
         copies: K; rows are ordered copy by copy, `[K * n, ...]`.
         writes: module path -> function from the activation `[K * n, ...]` to what replaces it.
         read: reduces the tensor at `reads` to numbers, inside the trace, so that no large activation is kept.
-        reads: the site that is read, `"output"` or `"latent.mu"`.
+        reads: the site that is read; one before `latent.z` is read without running the decoder.
 
     Returns: what `read` returned.
     """
@@ -100,11 +101,11 @@ def run_from(
     fn, inputs, first = _entry(clean, start, copies, reads)
     begun = firings[first].started
     writes = dict(writes)
-    if fn == "__call__" and clean.eps is not None and reads == "output":
+    if fn == "__call__" and clean.eps is not None:
         _chain_first(writes, "latent.eps", lambda value: repeat(clean.eps, copies))  # type: ignore[arg-type]
     events: list[Event] = []
     reached = begun
-    if start is not None and start not in _POSTERIOR:
+    if start is not None and fn != "decode_posterior":
         grown = writes.pop(start, lambda value: value)(repeat(clean.outputs[start], copies))
         reached = firings[start].finished
         for firing in _finished_by(firings, begun, reached):
@@ -130,8 +131,9 @@ def start_for(clean: CleanRun, path: str, reads: str = "output") -> str | None:
     Growing inside a residual block, say, fails: the other branch still has n rows. Whether it works is tried once a module, on
     two rows, and remembered.
     """
-    firings = clean.vae.layout(clean.x).firings
-    if path in _POSTERIOR and reads == "output":
+    layout = clean.vae.layout(clean.x)
+    firings, decodes = layout.firings, _decodes(layout, reads)
+    if path in _POSTERIOR and decodes:
         return path
     before = [
         f for f in firings.values() if f.finished <= firings[path].finished and f.calls == 1 and f.shape is not None
@@ -139,10 +141,8 @@ def start_for(clean: CleanRun, path: str, reads: str = "output") -> str | None:
     for firing in reversed(before):
         if firing.path == "tap_input":
             return None
-        if firing.path in _POSTERIOR:
-            if reads == "output":
-                return firing.path
-            continue
+        if firing.path in _POSTERIOR and decodes:
+            return firing.path
         if _grows(clean, firing, reads):
             return firing.path
     return None
@@ -166,15 +166,20 @@ def _grows(clean: CleanRun, firing: Firing, reads: str) -> bool:
 
 def _entry(clean: CleanRun, start: str | None, copies: int, reads: str) -> tuple[str, Sequence[Tensor], str]:
     """Which of the wrapper's functions the run calls, on what, and the first module that fires in it."""
-    firings = clean.vae.layout(clean.x).firings
+    layout = clean.vae.layout(clean.x)
+    firings, decodes = layout.firings, _decodes(layout, reads)
     if start is None:
-        return ("__call__" if reads == "output" else "encode"), (repeat(clean.x, copies),), "tap_input"
-    if start in _POSTERIOR:
+        return ("__call__" if decodes else "encode"), (repeat(clean.x, copies),), "tap_input"
+    if start in _POSTERIOR and decodes:
         posterior = [repeat(clean.outputs[path], copies) for path in _POSTERIOR]
         return "decode_posterior", posterior, "latent.mu"
     if firings[start].finished >= firings["latent.z"].finished:
         return "decode", (clean.outputs["latent.z"],), "latent.z"
-    return ("__call__" if reads == "output" else "encode"), (clean.x,), "tap_input"
+    return ("__call__" if decodes else "encode"), (clean.x,), "tap_input"
+
+
+def _decodes(layout: Layout, reads: str) -> bool:
+    return layout.firings[layout.paths[reads]].finished >= layout.firings["latent.eps"].finished
 
 
 def _finished_by(firings: dict[str, Firing], begun: int, reached: int) -> list[Firing]:

@@ -61,10 +61,10 @@ def test_every_level_equals_its_closed_form_on_a_linear_vae(seed):
         np.testing.assert_allclose(quantity.values[0], value, atol=1e-9)
 
     inputs = nv.manipulate_inputs(vae, pairs, ["enc", "latent.mu"])
-    for rows, (weight, change) in {
-        slice(0, 5): (a1, changes["enc"]),
-        slice(5, 8): (a2 @ a1, changes["latent.z"]),
-    }.items():
+    for rows, weight, change in (
+        (slice(0, 5), a1, changes["enc"]),
+        (slice(5, 8), a2 @ a1, changes["latent.z"]),
+    ):
         spread = torch.cat([pairs.base, pairs.source]) @ weight.T
         np.testing.assert_allclose(inputs.values[rows, 0], (change / spread.std(0, correction=0)).T.numpy(), atol=1e-9)
 

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jaxtyping import Float
 
-from nnsight_vae.causal.mapping import FactorMap, map_factors
+from nnsight_vae.causal.mapping import FactorMap, map_factors, simultaneous_interval
 from nnsight_vae.datasets.base import Dataset
 from nnsight_vae.engine import baseline
 from nnsight_vae.errors import DataError
 from nnsight_vae.readouts import Readout
-from nnsight_vae.statistics import bootstrap_interval
 from nnsight_vae.vae import VAE
 
 if TYPE_CHECKING:
@@ -92,7 +91,7 @@ def factor_graph(
         names = tuple(readout.names)
         graph.add_nodes_from(names)
         rows = {factor: _input_effects(vae, data, factor, readout, n, seed) for factor in names}
-    _add_edges(graph, names, rows, min_effect, level, seed)
+    _add_edges(graph, names, rows, min_effect, level)
     return graph
 
 
@@ -111,14 +110,12 @@ def _add_edges(
     rows: dict[str, Float[np.ndarray, "factor example"]],
     min_effect: float,
     level: float,
-    seed: int,
 ) -> None:
     cells = [(cause, j) for cause in rows for j, effect in enumerate(names) if effect != cause]
     if not cells:
         return
     values = np.stack([rows[cause][j] for cause, j in cells])
-    tail = (1 - level) / len(cells)
-    low, high = bootstrap_interval(np.abs(values), level=1 - tail, n_boot=max(2000, int(20 / tail)), seed=seed)
+    low, high = simultaneous_interval(np.abs(values), level)
     for (cause, j), effects, lower, upper in zip(cells, values, low, high, strict=True):
         if lower > min_effect:
             size = float(np.abs(effects).mean())

@@ -1,0 +1,109 @@
+"""The common look of every figure: fonts, colours, spacing. Imports matplotlib only when a figure is made."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from nnsight_vae.circuits.style import FAINT, INK, LOWERS, RAISES
+from nnsight_vae.errors import DataError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.colors import Colormap
+    from matplotlib.figure import Figure
+
+
+def new_figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
+    """A figure outside pyplot, in inches: it changes no backend and no list of open figures."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout=layout, facecolor="white")
+
+
+def diverging() -> Colormap:
+    """Orange (lowers) over white to blue (raises): told apart with every common colour blindness, and in grey by depth."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    stops = ["#7a3300", LOWERS, "#f6c79a", "#fbfbfb", "#a9cdf0", RAISES, "#08305a"]
+    return LinearSegmentedColormap.from_list("lowers-raises", stops)
+
+
+def title(axes: Axes, text: str, note: str = "") -> None:
+    """A title on the left and a fainter note behind it."""
+    axes.set_title(text + (f"  ({note})" if note else ""), loc="left", fontsize=9, color=INK, parse_math=False)
+
+
+def quiet(axes: Axes) -> None:
+    """No frame, no tick marks, small tick labels."""
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    axes.tick_params(length=0, labelsize=8, labelcolor=INK)
+
+
+def bare(axes: Axes) -> None:
+    """No frame, ticks or tick labels; axis labels stay."""
+    quiet(axes)
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def name_ticks(axis: Axis, names: Sequence[str]) -> None:
+    """One tick per name; a dollar sign in a name stays one."""
+    axis.set_ticks(range(len(names)), labels=names)
+    for label in axis.get_ticklabels():
+        label.set_parse_math(False)
+
+
+def show(axes: Axes, image: Float[np.ndarray, "h w c"], alpha: float = 1.0) -> None:
+    """An image in [0, 1], grey or RGB, in a hairline frame (its background may be white)."""
+    grey = image.shape[-1] == 1
+    axes.imshow(np.clip(image[..., 0] if grey else image, 0, 1), cmap="gray", vmin=0, vmax=1, alpha=alpha)
+    bare(axes)
+    for spine in axes.spines.values():
+        spine.set(visible=True, color="#d5d8dd", linewidth=0.5)
+
+
+def channels_last(images: Any, ndim: int) -> Float[np.ndarray, "*batch h w c"]:
+    """Images [..., c, h, w], tensor or array, as a float array [..., h, w, c].
+
+    Raises:
+        DataError: other dimensions, other channels than 1 or 3, none at all, or values that are not finite.
+    """
+    array = np.asarray(images.detach().cpu() if hasattr(images, "detach") else images)
+    if array.ndim != ndim or array.shape[-3] not in (1, 3) or not array.size:
+        wanted = "[k, steps, c, h, w]" if ndim == 5 else "[n, c, h, w]"
+        raise DataError(f"images have shape {array.shape}; expected {wanted} with 1 or 3 channels, at least one image.")
+    if not np.issubdtype(array.dtype, np.floating):
+        raise DataError(f"images are {array.dtype}; expected floats in [0, 1] (divide 8-bit images by 255).")
+    if not np.isfinite(array).all():
+        raise DataError("images hold NaN or infinite values; check the decoder's output.")
+    return np.moveaxis(array, -3, -1)
+
+
+def figure_bytes(figure: Figure, file_format: str) -> bytes:
+    """The figure as a png, svg or pdf file in memory, free of dates and random ids."""
+    import matplotlib as mpl
+
+    metadata: dict[str, Any] = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    buffer = io.BytesIO()
+    with mpl.rc_context({"svg.hashsalt": "nnsight-vae"}):
+        figure.savefig(
+            buffer, format=file_format, dpi=200, bbox_inches="tight", facecolor="white", metadata=metadata[file_format]
+        )
+    return buffer.getvalue()
+
+
+def signed(value: float) -> str:
+    """Two decimals with a sign, a real minus among them."""
+    return f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+def faint_text(axes: Axes, x: float, y: float, text: str, **options: Any) -> None:
+    """Small grey text in data coordinates."""
+    axes.text(x, y, text, **{"fontsize": 8, "color": FAINT, "parse_math": False, **options})

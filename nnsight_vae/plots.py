@@ -1,0 +1,200 @@
+"""Figures for a notebook or a paper: blue raises, orange lowers; nothing global is touched, nothing is shown.
+
+Every function returns `(figure, axes)`. The figures are plain `matplotlib.figure.Figure` objects, made without pyplot,
+so they neither need nor change a backend, and are freed like any object. `save_figure` writes them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+
+from nnsight_vae._canvas import (
+    bare,
+    channels_last,
+    diverging,
+    figure_bytes,
+    name_ticks,
+    new_figure,
+    quiet,
+    show,
+    signed,
+    title,
+)
+from nnsight_vae._files import write_atomically
+from nnsight_vae.circuits.draw import plot_circuit, plot_factor_graph
+from nnsight_vae.circuits.style import FAINT, INK
+from nnsight_vae.errors import DataError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from nnsight_vae.effects import Effects
+
+__all__ = [
+    "plot_circuit",
+    "plot_effects",
+    "plot_factor_graph",
+    "plot_image_grid",
+    "plot_traversals",
+    "save_figure",
+]
+
+FORMATS = ("png", "svg", "pdf")
+DEAD_KL = 0.01  # nats: a latent below carries next to nothing
+
+
+def plot_effects(effects: Effects, top: int = 30) -> tuple[Figure, Axes]:
+    """Heat map of mean effects: units down, targets across, one symmetric colour scale.
+
+    Cells that passed `Effects.significant` carry a dot. With few targets every cell shows its number.
+
+    Args:
+        effects: what interventions did, from any of the four levels.
+        top: the units with the largest |mean effect| that are shown, in their own order; the title says "30 of 512".
+
+    Raises:
+        DataError: there is no unit to draw, or `top` is not positive.
+    """
+    if top < 1 or not effects.units:
+        raise DataError(f"Nothing to draw: {len(effects.units)} units, top={top}. Plot effects before `significant`.")
+    mean = effects.mean()
+    rows = np.sort(np.argsort(-np.abs(mean).max(axis=1), kind="stable")[:top])
+    values, n_targets = mean[rows], mean.shape[1]
+    limit = float(np.abs(values).max()) or 1.0
+    longest, longest_target = max(len(effects.units[i]) for i in rows), max(map(len, effects.targets))
+    cell = min(max(0.6, 0.08 * longest_target), 1.2)  # inches
+    figure = new_figure(1.5 + 0.075 * longest + min(cell * n_targets, 9.0), 1.2 + 0.24 * len(rows))
+    axes = figure.add_subplot()
+    image = axes.imshow(values, cmap=diverging(), vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+    name_ticks(axes.yaxis, [effects.units[i] for i in rows])
+    if n_targets <= 24:
+        name_ticks(axes.xaxis, effects.targets)
+        if n_targets * max(cell, 0.08 * longest_target) > 9.0 or 0.08 * longest_target > cell:
+            axes.tick_params(axis="x", rotation=35)
+            for label in axes.get_xticklabels():
+                label.set(ha="right", rotation_mode="anchor")
+    else:
+        axes.set_xlabel(f"{n_targets} targets", fontsize=8, color=FAINT)
+    quiet(axes)
+    axes.set_xticks(np.arange(n_targets + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(len(rows) + 1) - 0.5, minor=True)
+    if n_targets <= 24:
+        axes.grid(which="minor", color="white", linewidth=1.5)
+    axes.tick_params(which="minor", length=0)
+    if n_targets <= 8:
+        for (i, j), value in np.ndenumerate(values):
+            colour = "white" if abs(value) > 0.5 * limit else INK
+            axes.text(j, i, signed(value), ha="center", va="center", fontsize=7, color=colour)
+    if effects.test:
+        passed_rows, passed_columns = np.nonzero(effects.test.passed[rows])
+        axes.scatter(passed_columns + 0.42, passed_rows - 0.3, s=6, color=INK, linewidths=0)
+    shown = f"showing {len(rows)} of {len(effects.units)} units" if len(rows) < len(effects.units) else ""
+    title(axes, effects.estimand, shown)
+    bar = figure.colorbar(image, ax=axes, shrink=min(1.0, 8 / len(rows)), pad=0.02)
+    bar.set_label("mean effect (lowers | raises)", fontsize=8, color=FAINT)
+    quiet(bar.ax)
+    return figure, axes
+
+
+def plot_traversals(
+    images: Float[Tensor, "k steps c h w"] | Float[np.ndarray, "k steps c h w"],
+    labels: Sequence[str],
+    kl: Sequence[float] | Float[np.ndarray, " k"],
+    values: Sequence[float] | None = None,
+) -> tuple[Figure, np.ndarray]:
+    """Latent traversals, one row a latent, most informative (largest KL) on top; dead rows are pale.
+
+    The last column shows where a row changes: the standard deviation over its steps, on one scale for all rows.
+
+    Args:
+        images: decoded images in [0, 1], one traversal per latent; 1 or 3 channels.
+        labels: a name per latent.
+        kl: mean KL(q(z_k|x) || p(z_k)) per latent, in nats; below 0.01 a row is called dead.
+        values: what the latent was set to at each step, written above the columns.
+
+    Returns: the figure and its axes, [k, steps + 1], in the order drawn.
+
+    Raises:
+        DataError: shapes, names or numbers that disagree, or images that are not finite.
+    """
+    array, kl = channels_last(images, 5), np.asarray(kl, dtype=float)
+    k, steps = array.shape[:2]
+    if len(labels) != k or kl.shape != (k,) or (values is not None and len(values) != steps):
+        raise DataError(
+            f"images hold {k} traversals of {steps} steps; got {len(labels)} labels, KL of shape {kl.shape} and "
+            f"{'no' if values is None else len(values)} values. There must be one label and KL per traversal."
+        )
+    change = array.std(axis=1).mean(axis=-1)
+    figure = new_figure(1.5 + 0.62 * (steps + 1), 0.5 + 0.62 * k)
+    axes = figure.subplots(k, steps + 1, squeeze=False)
+    for row, latent in enumerate(np.argsort(-kl, kind="stable")):
+        dead = kl[latent] < DEAD_KL
+        for step in range(steps):
+            show(axes[row, step], array[latent, step], alpha=0.35 if dead else 1.0)
+        axes[row, -1].imshow(change[latent], cmap="cividis", vmin=0.0, vmax=float(change.max()) or 1.0)
+        bare(axes[row, -1])
+        note = f"{labels[latent]}\n{'dead, ' if dead else ''}KL {kl[latent]:.2f}"
+        axes[row, 0].set_ylabel(note, rotation=0, ha="right", va="center", fontsize=8, color=FAINT if dead else INK)
+        axes[row, 0].yaxis.label.set_parse_math(False)
+    for step, value in enumerate(values if values is not None else ()):
+        axes[0, step].set_title(f"{value:+.1f}".replace("-", "\N{MINUS SIGN}"), fontsize=8, color=FAINT)
+    axes[0, -1].set_title("change", fontsize=8, color=FAINT)
+    return figure, axes
+
+
+def plot_image_grid(
+    images: Float[Tensor, "n c h w"] | Float[np.ndarray, "n c h w"],
+    titles: Sequence[str] | None = None,
+    columns: int = 8,
+) -> tuple[Figure, np.ndarray]:
+    """Images in rows, each with its title.
+
+    Args:
+        images: in [0, 1]; 1 or 3 channels.
+        titles: one per image.
+        columns: images a row.
+
+    Returns: the figure and its axes, [rows, columns]; those beyond the last image are invisible.
+
+    Raises:
+        DataError: no image, images that are not finite, or another number of titles.
+    """
+    array = channels_last(images, 4)
+    if (titles is not None and len(titles) != len(array)) or columns < 1:
+        raise DataError(f"{len(array)} images, {len(titles or ())} titles, {columns} columns: one title per image.")
+    columns = min(columns, len(array))
+    rows = -(-len(array) // columns)
+    figure = new_figure(0.3 + 0.95 * columns, 0.3 + (1.15 if titles else 0.95) * rows)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for i, each in enumerate(axes.flat):
+        if i >= len(array):
+            each.set_visible(False)
+            continue
+        show(each, array[i])
+        if titles is not None:
+            each.set_title(titles[i], fontsize=8, color=INK, parse_math=False)
+    return figure, axes
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
+    """Write a figure as .png, .svg or .pdf (200 dots an inch); the same figure gives the same bytes.
+
+    The file appears whole or not at all.
+
+    Raises:
+        DataError: another suffix, or a folder that cannot be written to.
+    """
+    path = Path(path)
+    file_format = path.suffix.lower().lstrip(".")
+    if file_format not in FORMATS:
+        raise DataError(f"{path.name!r}: figures are written as {', '.join('.' + name for name in FORMATS)}.")
+    write_atomically(path, figure_bytes(figure, file_format))
+    return path

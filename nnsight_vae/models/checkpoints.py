@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._files import write_atomically
 from ..errors import DataError
-from .files import fit_weights, read_tensors, write_atomically, write_json, write_tensors
+from .files import fit_weights, read_tensors, write_json, write_tensors
 from .networks import GaussianVAE
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -98,14 +100,11 @@ def load_run(folder: Path, run: Run, settings: dict[str, Any]) -> None:
 
 def save_results(folder: Path, module: nn.Module, config: dict[str, Any]) -> None:
     """Write the finished model: weights, record, and the losses as a table."""
-
-    def write_losses(path: Path) -> None:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, ("step", *LOSS_NAMES), lineterminator="\n")
-            table.writeheader()
-            table.writerows(config["history"])
-
-    write_atomically(folder / LOSSES, write_losses)
+    text = io.StringIO()
+    table = csv.DictWriter(text, ("step", *LOSS_NAMES), lineterminator="\n")
+    table.writeheader()
+    table.writerows(config["history"])
+    write_atomically(folder / LOSSES, text.getvalue().encode())
     write_tensors(folder / WEIGHTS, module.state_dict())
     write_json(folder / CONFIG, config)  # last: its presence says that the rest is there
 

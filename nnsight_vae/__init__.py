@@ -18,7 +18,7 @@ _EXPORTS = {
     "CircuitError": "errors",
     "NnsightVaeWarning": "errors",
     "VAE": "vae",
-    "adapt": "vae",
+    "adapt": "adapters.adapt",
     "Posterior": "posterior",
     "Site": "sites",
     "Unit": "sites",
@@ -38,12 +38,21 @@ _EXPORTS = {
     "Pairs": "pairs",
     "Effects": "effects",
     "Mediation": "mediation_result",
+    "Proportion": "mediation_result",
     "manipulate_inputs": "levels.inputs",
     "perturb_latents": "levels.latents",
     "patch_activations": "levels.patching",
     "mediate": "levels.mediation",
+    "latent_metrics": "levels.latent_metrics",
+    "load": "loading",
+    "zoo": "models",
+    "analyze": "report.analysis",
+    "score_edges": "circuits.scores",
+    "extract_circuit": "circuits.search",
+    "export": "circuits.export",
+    "read_circuit": "circuits.export",
 }
-_SUBPACKAGES = ("adapters", "attribution", "causal", "circuits", "datasets", "metrics", "models", "readouts")
+_SUBPACKAGES = ("adapters", "attribution", "causal", "circuits", "datasets", "metrics", "models", "readouts", "report")
 
 
 def __getattr__(name: str) -> Any:

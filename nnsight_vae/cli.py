@@ -1,0 +1,162 @@
+"""The command line: `nnsight-vae demo | analyze | train | info`."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from nnsight_vae.errors import NnsightVaeError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Causal, mechanistic interpretability of VAEs.",
+)
+
+Model = Annotated[
+    str,
+    typer.Option(help="A bundled model (nnsight-vae info lists them), a folder from train, or package.module:factory."),
+]
+Weights = Annotated[Optional[Path], typer.Option(help="A .safetensors file for a factory's model.")]  # noqa: UP045 (typer on 3.10)
+Data = Annotated[str, typer.Option(help="pendulum, digits, a folder with images and factors.csv, or an .npz file.")]
+Out = Annotated[Path, typer.Option(help="Output folder; made if need be.")]
+Seed = Annotated[int, typer.Option(help="Of everything random.")]
+
+
+def _reported(command: Callable[..., None]) -> Callable[..., None]:
+    """End a user's mistake, or an interruption, with a line that says what to do instead of a traceback."""
+
+    @functools.wraps(command)
+    def run(*args: object, **kwargs: object) -> None:
+        try:
+            command(*args, **kwargs)
+        except NnsightVaeError as error:
+            _say(f"error: {error}")
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            _say("interrupted: what was finished is kept, and the same command continues from there.")
+            raise typer.Exit(130) from None
+
+    return run
+
+
+@app.command()
+@_reported
+def demo(
+    out: Out = Path("demo-report"), pairs: Annotated[int, typer.Option(help="Pairs a factor.")] = 32, seed: Seed = 0
+) -> None:
+    """Analyse the two bundled models, one entangled and one disentangled, on the pendulum."""
+    import nnsight_vae as nv
+    from nnsight_vae.report import Settings, analyze
+
+    data = nv.datasets.load("pendulum")
+    settings = Settings(factors=None, pairs=pairs, images=128, seed=seed)
+    for name in ("pendulum-beta-vae", "pendulum-labelled-vae"):
+        _say(f"\n=== {name}: {nv.zoo()[name]}")
+        start = time.monotonic()
+        summary = analyze(nv.load(name), data, out / name, settings, name=name, say=_say_step)
+        typer.echo(f"\n{summary}\n({time.monotonic() - start:.0f} s)")
+
+
+@app.command()
+@_reported
+def analyze(
+    model: Model,
+    data: Data,
+    out: Out,
+    weights: Weights = None,
+    factor: Annotated[
+        list[str] | None, typer.Option(help="A factor to analyse; repeat for more. Default: all.")
+    ] = None,
+    pairs: Annotated[int, typer.Option(min=10, help="Pairs a factor.")] = 64,
+    images: Annotated[int, typer.Option(min=20, help="Images for latent-level results.")] = 256,
+    q: Annotated[float, typer.Option(min=0.0001, max=0.5, help="False discovery rate.")] = 0.05,
+    min_effect: Annotated[float, typer.Option(min=0.0, help="Smallest effect that counts, in factor sd.")] = 0.05,
+    seed: Seed = 0,
+) -> None:
+    """Analyse a model on a dataset and write a report folder."""
+    import nnsight_vae as nv
+    from nnsight_vae.report import Settings
+    from nnsight_vae.report import analyze as run
+
+    settings = Settings(tuple(factor) if factor else None, pairs, images, q, min_effect, seed)
+    dataset, vae = nv.datasets.load(data), nv.load(model, weights)
+    typer.echo(f"\n{run(vae, dataset, out, settings, name=model, say=_say_step)}")
+
+
+@app.command()
+@_reported
+def train(
+    data: Data,
+    out: Out,
+    objective: Annotated[str, typer.Option(help="vae or beta-vae.")] = "beta-vae",
+    beta: Annotated[float, typer.Option(min=0.0, help="Weight of the KL of beta-vae.")] = 4.0,
+    network: Annotated[str, typer.Option(help="conv or mlp.")] = "conv",
+    latent: Annotated[int, typer.Option(min=1)] = 8,
+    images: Annotated[
+        int, typer.Option(min=1, help="Training images; a fixed dataset gives at most what it has.")
+    ] = 10_000,
+    steps: Annotated[int, typer.Option(min=1)] = 4_000,
+    batch_size: Annotated[int, typer.Option(min=1)] = 64,
+    lr: Annotated[float, typer.Option(min=1e-8)] = 1e-3,
+    seed: Seed = 0,
+) -> None:
+    """Train a VAE; the same command again continues an interrupted run."""
+    import nnsight_vae as nv
+    from nnsight_vae.errors import DataError
+    from nnsight_vae.models.objectives import Objective
+
+    networks = {"conv": "ConvVAE", "mlp": "MLPVAE"}
+    if network not in networks or objective not in ("vae", "beta-vae"):
+        raise DataError(f"got network {network!r}, objective {objective!r}; expected conv or mlp, and vae or beta-vae.")
+    dataset = nv.datasets.load(data)
+    nv.models.train(
+        dataset.images_u8(min(images, dataset.n_images or images), seed=seed),
+        objective=Objective(beta=beta if objective == "beta-vae" else 1.0),
+        architecture=networks[network],
+        arguments={"latent": latent},
+        steps=steps,
+        batch_size=batch_size,
+        lr=lr,
+        seed=seed,
+        data=dataset.name,
+        out=out,
+    )
+    typer.echo(
+        f"trained: {out}/model.safetensors after {steps} steps; analyse it with\n  nnsight-vae analyze --model {out} --data {data} --out {out}/report"
+    )
+
+
+@app.command()
+@_reported
+def info(
+    model: Annotated[str | None, typer.Option(help="As for analyze; none lists the bundled models.")] = None,
+    weights: Weights = None,
+) -> None:
+    """Show a model's sites, or list the bundled models."""
+    import nnsight_vae as nv
+
+    typer.echo(str(nv.zoo()) if model is None else str(nv.load(model, weights)))
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _say_step(text: str) -> None:
+    _say(f"  {text} ...")
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

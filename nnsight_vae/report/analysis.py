@@ -1,0 +1,357 @@
+"""The whole analysis of one VAE on one dataset, step by step, into a folder."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from nnsight_vae.causal.abstraction import interchange_accuracy
+from nnsight_vae.causal.graphs import compare
+from nnsight_vae.causal.mapping import FactorMap, map_factors
+from nnsight_vae.causal.model_graph import factor_graph
+from nnsight_vae.circuits import extract_circuit, faithfulness
+from nnsight_vae.datasets.base import Dataset
+from nnsight_vae.effects import Effects
+from nnsight_vae.engine import activations
+from nnsight_vae.errors import CircuitError, DataError, NnsightVaeWarning
+from nnsight_vae.levels.inputs import manipulate_inputs
+from nnsight_vae.levels.latent_metrics import latent_metrics
+from nnsight_vae.levels.latents import posterior_quantiles
+from nnsight_vae.levels.mediation import mediate
+from nnsight_vae.levels.patching import patch_activations
+from nnsight_vae.pairs import Pairs
+from nnsight_vae.plots import DEAD_KL, plot_traversals
+from nnsight_vae.provenance import provenance
+from nnsight_vae.readouts import Readout
+from nnsight_vae.report.folder import Folder
+from nnsight_vae.report.summary import Summary
+from nnsight_vae.vae import VAE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TOP = 5  # units shown per factor in the summary; the tables hold all
+STEPS = 9  # images of a traversal
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much to run, and what counts.
+
+    Attributes:
+        factors: the factors to analyse; None: every factor the dataset's readout can read.
+        pairs: pairs per factor.
+        images: images for latent-level results.
+        q: false discovery rate of the units that carry a factor.
+        min_effect: smallest effect of a unit that counts, in factor standard deviations.
+        seed: of everything random.
+    """
+
+    factors: tuple[str, ...] | None = None
+    pairs: int = 64
+    images: int = 256
+    q: float = 0.05
+    min_effect: float = 0.05
+    seed: int = 0
+
+
+def analyze(
+    vae: VAE,
+    data: Dataset,
+    out: str | os.PathLike[str],
+    settings: Settings | None = None,
+    *,
+    name: str | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Summary:
+    """Run every analysis of a VAE on a dataset and write the results to a folder.
+
+    Written as they are finished: factor_map.csv, metrics.csv, effects_latents.csv, effects_inputs.csv, effects_patching.csv,
+    mediation.csv, circuit.json / .graphml / .html, factor_graph.graphml, figures/, effects/ (every effect pair by pair), and last
+    summary.json. A run that was interrupted keeps what it finished; the same call again reuses the patching it had done.
+
+    Args:
+        vae: the model.
+        data: the dataset, with factors and a readout of them.
+        out: folder, made if need be.
+        settings: how much to run; `Settings()` by default.
+        name: what the model is called in the report.
+        say: told what is being done, step by step.
+
+    Returns: `Summary`; print it for the findings.
+
+    Raises:
+        DataError: before any work: the folder cannot be written to, unknown factors, images the model cannot run.
+        ReadoutError: no factor of the dataset can be read reliably.
+    """
+    settings = settings or Settings()
+    folder = Folder(out)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", NnsightVaeWarning)
+        run = _Run(vae, data, folder, settings, name or type(vae.module).__name__)
+        for step in (
+            run.describe,
+            run.map,
+            run.metrics,
+            run.inputs,
+            run.patching,
+            run.mediation,
+            run.graphs,
+            run.circuit,
+        ):
+            say((step.__doc__ or "").split(".")[0])
+            step()
+    run.summary.cautions += list(
+        dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, NnsightVaeWarning))
+    )
+    run.summary.files = [*folder.written, "summary.json"]
+    folder.record("summary.json", run.summary.to_dict())
+    return run.summary
+
+
+class _Run:
+    """One analysis under way: what later steps need from earlier ones."""
+
+    mapping: FactorMap
+
+    def __init__(self, vae: VAE, data: Dataset, folder: Folder, settings: Settings, name: str) -> None:
+        self.vae, self.data, self.folder, self.settings, self.name = vae, data, folder, settings, name
+        if unknown := [f for f in settings.factors or () if f not in data.factors]:
+            raise DataError(f"{data.name} has no factors {', '.join(unknown)}; it has {', '.join(data.factors)}.")
+        images = min(settings.images, data.n_images or settings.images)
+        self.batch = data.sample(images, seed=settings.seed)
+        vae.checked(self.batch.images[:1])
+        self.readout: Readout = data.readout(settings.factors)
+        self.factors = tuple(self.readout.names)
+        self.summary = Summary(folder.path)
+        self.sections = self.summary.sections
+        self.intervenes = type(data).do is not Dataset.do
+        self._pairs: dict[str, Pairs] = {}
+
+    def pairs(self, factor: str) -> Pairs:
+        """Pairs of one factor, made once."""
+        if factor not in self._pairs:
+            self._pairs[factor] = self.data.pairs(factor, self.settings.pairs, seed=self.settings.seed)
+        return self._pairs[factor]
+
+    def describe(self) -> None:
+        """Checking the model and the readout."""
+        x = self.batch.images
+        with torch.no_grad():
+            reconstruction = activations(self.vae, x, ["output"])["output"]
+        columns = [self.data.factors.index(name) for name in self.factors]
+        whole = self.data.readout(self.settings.factors)
+        r2 = whole.reliability_on(reconstruction.clamp(0, 1), self.batch.factors[:, columns])
+        weak = [name for name, value in r2.items() if value is None or value < 0.8]
+        if weak:
+            self.summary.cautions.append(
+                f"the readout of {', '.join(weak)} reads this model's reconstructions poorly (R2 below 0.8): the model does not "
+                "reconstruct these factors well, and effects on them are effects on a weak signal."
+            )
+        self.sections["data"] = {
+            "name": self.data.name,
+            "factors": list(self.factors),
+            "images": len(x),
+            "readout_r2_on_reconstructions": r2,
+            "mse": float((reconstruction - x).square().mean()),
+        }
+        self.sections["settings"] = asdict(self.settings)
+        self.sections["provenance"] = provenance(self.vae, None, self.readout)
+        self._verified = self.vae.verify(x[:16])
+
+    def map(self) -> None:
+        """Mapping latents to factors."""
+        found = map_factors(self.vae, self.data, n=len(self.batch), seed=self.settings.seed, readout=self.readout)
+        self.mapping = found
+        self.folder.table("factor_map.csv", found.to_frame())
+        self.folder.table("effects_latents.csv", found.effects.to_frame())
+        self.folder.figure("latents.png", found.effects.plot()[0])
+        self.folder.effects("latents", found.effects)
+        self.sections["model"] = {
+            "name": self.name,
+            "fingerprint": self.vae.fingerprint,
+            "latents": len(found.verdicts),
+            "active_latents": int((found.kl > DEAD_KL).sum()),
+            "active_above": DEAD_KL,
+            "kl": found.kl.round(4).tolist(),
+            "verify": self._verified,
+        }
+        self.sections["factor_map"] = {
+            "verdicts": list(found.verdicts),
+            "level": found.level,
+            "min_effect": found.min_effect,
+            "assignment": {factor: _match(found, factor) for factor in self.factors},
+        }
+        if self.data.image_shape[0] in (1, 3):
+            self.folder.figure("traversals.png", _traversals(self.vae, self.batch.images, found))
+
+    def metrics(self) -> None:
+        """Measuring effect strength, specificity and modularity."""
+        import pandas as pd
+
+        found = {form: latent_metrics(self.vae, self.batch.images[:200], form=form, seed=self.settings.seed)  # type: ignore[arg-type]
+                 for form in ("normalised", "raw")}  # fmt: skip
+        frames = [scores.to_frame() for pair in found.values() for scores in (pair.effect_strength, pair.specificity)]
+        self.folder.table("metrics.csv", pd.concat(frames, ignore_index=True))
+        best = found["normalised"]
+        self.sections["metrics"] = {
+            "effect_strength": list(best.effect_strength.values),
+            "specificity": list(best.specificity.values),
+            "modularity": "undefined" if best.modularity.value is None else f"{best.modularity.value:.2f}",
+            "modularity_ci": best.modularity.ci,
+        }
+
+    def inputs(self) -> None:
+        """Changing factors in the data."""
+        self._table("effects_inputs.csv", {f: manipulate_inputs(self.vae, self.pairs(f)) for f in self.factors})
+
+    def patching(self) -> None:
+        """Patching every unit."""
+        effects = {factor: self._patched(factor) for factor in self.factors}
+        tested = {
+            factor: found.significant(self.settings.q, min_effect=self.settings.min_effect)
+            for factor, found in effects.items()
+        }
+        self.sections["patching"] = {f: self._top(tested[f], len(effects[f].units)) for f in self.factors}
+        self._table("effects_patching.csv", effects)
+        for factor, found in effects.items():
+            self.folder.figure(f"effects_{factor}.png", found.plot()[0])
+
+    def mediation(self) -> None:
+        """Splitting total effects by mediator."""
+        import pandas as pd
+
+        self.sections["mediation"], frames = {}, []
+        for factor in self.factors:
+            latent = self.mapping.assignment.get(factor)
+            if latent is None:
+                continue
+            m = mediate(self.vae, self.pairs(factor), [f"latent.z[{latent}]"], readout=self.readout)
+            frames.append(m.to_frame().assign(factor=factor))
+            share = m.proportion[factor]
+            if share.value is None:
+                text = f"share of the effect on {factor} undefined: {share.reason}"
+            else:
+                text = f"{share.value:.0%} [{share.low:.0%}, {share.high:.0%}] of its effect on the decoded {factor}"
+            self.sections["mediation"][factor] = {
+                "mediator": m.mediator,
+                "share": share.value,
+                "low": share.low,
+                "high": share.high,
+                "text": text,
+            }
+        if frames:
+            self.folder.table("mediation.csv", pd.concat(frames, ignore_index=True))
+
+    def graphs(self) -> None:
+        """Drawing the model's graph over the factors."""
+        from nnsight_vae.circuits.draw import plot_factor_graph
+
+        n, seed, truth = len(self.batch), self.settings.seed, self.data.graph
+        built = {"latents": factor_graph(self.vae, self.data, self.mapping, n=n, seed=seed)}
+        complete = set(self.factors) == set(self.data.factors)
+        if self.intervenes and complete:
+            built["inputs"] = factor_graph(self.vae, self.data, through="inputs", n=min(n, 128), seed=seed)
+        self.sections["factor_graph"] = {}
+        for through, graph in built.items():
+            suffix = "" if through == "latents" else f"_{through}"
+            self.folder.graph(f"factor_graph{suffix}.graphml", graph)
+            section: dict[str, Any] = {"edges": [list(edge) for edge in graph.edges]}
+            if truth is not None and complete:
+                section["comparison"] = compare(graph, truth).to_dict()
+                self.folder.figure(f"factor_graph{suffix}.png", plot_factor_graph(graph, truth)[0])
+            self.sections["factor_graph"][through] = section
+        if self.intervenes and complete:
+            accuracy = interchange_accuracy(self.vae, self.data, self.mapping, n=n, seed=seed, readout=self.readout)
+            self.folder.table("interchange.csv", accuracy.to_frame())
+            self.sections["interchange"] = accuracy.to_frame().to_dict("records")
+
+    def circuit(self) -> None:
+        """Extracting a circuit."""
+        from nnsight_vae.circuits.draw import plot_circuit
+
+        factor = self.factors[0]
+        target = self.data.readout([factor])
+        try:
+            circuit = extract_circuit(self.vae, self.pairs(factor), target)
+            scores = faithfulness(self.vae, circuit, self.pairs(factor), target)
+        except CircuitError as error:
+            self.summary.cautions.append(f"no circuit was drawn: {error}")
+            return
+        for suffix in ("json", "graphml", "html"):
+            self.folder.graph(f"circuit.{suffix}", circuit)
+        if circuit.number_of_edges():
+            self.folder.figure("circuit.png", plot_circuit(circuit)[0])
+        self.sections["circuit"] = {
+            "factor": factor,
+            "nodes": circuit.number_of_nodes(),
+            "edges": circuit.number_of_edges(),
+            "faithfulness": str(scores),
+        }
+
+    def _patched(self, factor: str) -> Effects:
+        request = {"factor": factor, "pairs": self.settings.pairs, "seed": self.settings.seed, "data": self.data.name,
+                   "model": self.vae.fingerprint, "readout": list(self.factors)}  # fmt: skip
+        name = f"patching_{factor}"
+        if (done := self.folder.finished(name, request)) is not None:
+            return done
+        found = patch_activations(self.vae, self.pairs(factor), readout=self.data.readout([factor]))
+        found = replace(found, provenance=found.provenance | {"request": request})
+        self.folder.effects(name, found)
+        return found
+
+    def _top(self, tested: Effects, n_units: int) -> dict[str, Any]:
+        low, high = tested.ci() if tested.units else (np.zeros((0, 1)), np.zeros((0, 1)))
+        mean = tested.mean()
+        return {
+            "units": n_units,
+            "significant": len(tested.units),
+            "pairs": self.settings.pairs,
+            "q": self.settings.q,
+            "min_effect": self.settings.min_effect,
+            "top": [
+                {"unit": unit, "effect": float(mean[i, 0]), "low": float(low[i, 0]), "high": float(high[i, 0])}
+                for i, unit in enumerate(tested.units[:TOP])
+            ],
+        }
+
+    def _table(self, name: str, effects: dict[str, Effects]) -> None:
+        import pandas as pd
+
+        frames = [found.to_frame().assign(factor=factor) for factor, found in effects.items()]
+        self.folder.table(name, pd.concat(frames, ignore_index=True))
+
+
+def _match(found: FactorMap, factor: str) -> dict[str, Any] | None:
+    latent, j = found.assignment[factor], found.factors.index(factor)
+    if latent is None:
+        return None
+    others = [f for i, f in enumerate(found.factors) if i != j and found.low[latent, i] > found.min_effect]
+    return {
+        "latent": latent,
+        "size": float(found.size[latent, j]),
+        "low": float(found.low[latent, j]),
+        "high": float(found.high[latent, j]),
+        "verdict": found.verdicts[latent],
+        "also": others,
+    }
+
+
+def _traversals(vae: VAE, x: torch.Tensor, found: FactorMap) -> Figure:
+    """Each latent of the first image moved across its aggregate posterior."""
+    low, high = posterior_quantiles(vae, x, (0.02, 0.98))
+    z = vae.encode(x[:1]).mu.detach()
+    rows = []
+    for k in range(len(low)):
+        steps = z.repeat(STEPS, *([1] * (z.ndim - 1)))
+        ramp = torch.linspace(float(low[k]), float(high[k]), STEPS, device=z.device, dtype=z.dtype)
+        steps[:, k] = ramp.view(-1, *([1] * (z.ndim - 2)))
+        rows.append(vae.decode(steps).detach())
+    figure, _ = plot_traversals(torch.stack(rows).cpu().clamp(0, 1), [f"z[{k}]" for k in range(len(low))], found.kl)
+    return figure

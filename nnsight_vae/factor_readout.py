@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from ._files import write_atomically
 from ._regressor import Progress, predict, r_squared, restore_regressor, train_regressor
 from .errors import DataError, ReadoutError
 from .readouts import check_shape, check_targets
@@ -201,7 +201,11 @@ class Factors:
         return dict(zip(self.names, scores, strict=True))
 
     def save(self, path: str | Path) -> None:
-        """Write weights (safetensors) and everything else (its JSON header) to one file, whole or not at all."""
+        """Write weights (safetensors) and everything else (its JSON header) to one file, whole or not at all.
+
+        Raises:
+            DataError: if the folder does not exist or cannot be written to.
+        """
         from safetensors.torch import save
 
         header = {
@@ -214,15 +218,7 @@ class Factors:
         }
         tensors = {f"network.{name}": weight.contiguous() for name, weight in self.network.state_dict().items()}
         tensors |= {"mean": self.mean.contiguous(), "sd": self.sd.contiguous()}
-        path = Path(path)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            unfinished.write_bytes(save(tensors, metadata={"readout": json.dumps(header)}))
-            os.replace(unfinished, path)
-        except OSError as error:
-            raise DataError(f"Factors.save: cannot write {path}: {error}") from error
-        finally:
-            unfinished.unlink(missing_ok=True)
+        write_atomically(Path(path), save(tensors, metadata={"readout": json.dumps(header)}))
 
     @classmethod
     def load(cls, path: str | Path, *, allow_unreliable: bool = False) -> Factors:

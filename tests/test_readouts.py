@@ -221,10 +221,10 @@ def test_a_selected_readout_survives_the_disk(fitted, tmp_path):
 
 
 def test_a_failed_save_leaves_nothing_and_names_the_place(fitted, tmp_path):
-    with pytest.raises(DataError, match="cannot write"):
+    with pytest.raises(DataError, match="Cannot write"):
         fitted.save(tmp_path / "no" / "such" / "folder.safetensors")
     (tmp_path / "taken").mkdir()
-    with pytest.raises(DataError, match="cannot write"):
+    with pytest.raises(DataError, match="Cannot write"):
         fitted.save(tmp_path / "taken")
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib.metadata import entry_points
-from typing import Any
 
 from jaxtyping import Float
+from nnsight_vae.adapters.reference import own_reconstruction
 from torch import Tensor, nn
 
-from nnsight_vae.errors import AdapterError
+from nnsight_vae.errors import AdapterError, NnsightVaeWarning
 from nnsight_vae.posterior import Posterior
 
 
@@ -45,8 +46,13 @@ class Adapter:
         raise NotImplementedError
 
     def reference(self, model: nn.Module, x: Float[Tensor, "n *image"]) -> tuple[Float[Tensor, "n *image"], str]:
-        """The model's own deterministic reconstruction of `x`, computed without the wrapper, and what that path is called."""
-        return self.decode(model, self.encode(model, x).mu), "decode(encode(x).mu)"
+        """The model's own deterministic reconstruction of `x`, computed without the wrapper, and what that path is called.
+
+        The module's forward where it can be compared (see `own_reconstruction`), else `decode(encode(x).mu)` as this adapter
+        reads them, which cannot tell a wrong reading.
+        """
+        expected = self.decode(model, Posterior(*self.encode(model, x)).mu)
+        return own_reconstruction(model, x, expected) or (expected, "decode(encode(x).mu)")
 
 
 def find_adapter(model: nn.Module) -> Adapter:
@@ -57,8 +63,7 @@ def find_adapter(model: nn.Module) -> Adapter:
     """
     from nnsight_vae.adapters.generic import EncodeDecode
 
-    candidates: list[Any] = [entry.load()() for entry in entry_points(group="nnsight_vae.adapters")]
-    for adapter in [*candidates, EncodeDecode()]:
+    for adapter in [*_registered(), EncodeDecode()]:
         if adapter.matches(model):
             return adapter
     children = ", ".join(name for name, _ in model.named_children()) or "none"
@@ -67,3 +72,14 @@ def find_adapter(model: nn.Module) -> Adapter:
         f"decoder; its submodules are: {children}. Say how with nv.adapt(module, encoder=lambda x: (mu, logvar), "
         "decoder=lambda z: reconstruction), or pass adapter=."
     )
+
+
+def _registered() -> list[Adapter]:
+    """The adapters that other packages registered; one that cannot be loaded is named, not fatal."""
+    adapters = []
+    for entry in entry_points(group="nnsight_vae.adapters"):
+        try:
+            adapters.append(entry.load()())
+        except Exception as error:
+            warnings.warn(f"the adapter {entry.value!r} cannot be loaded: {error!r}.", NnsightVaeWarning, stacklevel=3)
+    return adapters

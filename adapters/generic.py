@@ -32,10 +32,14 @@ class EncodeDecode(Adapter):
 
     `encode` may return `(mu, logvar)`, a dict, a named tuple, a dataclass, a Normal distribution, or (with `packed`) one
     tensor with mu and logvar side by side.
+
+    Args:
+        packed: read one tensor as mu and logvar side by side along axis 1.
+        codebook: rows `[codes, channels]` of a discrete latent, for `Quantize`.
     """
 
-    def __init__(self, *, packed: bool = False) -> None:
-        self.packed = packed
+    def __init__(self, *, packed: bool = False, codebook: Float[Tensor, "codes channels"] | None = None) -> None:
+        self.packed, self.codebook = packed, codebook
 
     def matches(self, model: nn.Module) -> bool:
         """Whether `model` has both halves, as methods or as submodules."""
@@ -54,16 +58,6 @@ class EncodeDecode(Adapter):
         if decode is None:
             raise AdapterError(f"{type(model).__name__} has neither decode(z) nor a submodule 'decoder'; use nv.adapt.")
         return read_reconstruction(decode(z), where=f"{type(model).__name__}.decode")
-
-    def reference(self, model: nn.Module, x: Float[Tensor, "n *image"]) -> tuple[Float[Tensor, "n *image"], str]:
-        """`model(x)` where that is deterministic and returns a reconstruction, else `decode(encode(x).mu)`."""
-        try:
-            first, second = (read_reconstruction(model(x), where="forward") for _ in range(2))
-        except (AdapterError, NotImplementedError, TypeError, RuntimeError):
-            return super().reference(model, x)
-        if torch.equal(first, second):
-            return first, "forward(x)"
-        return super().reference(model, x)
 
 
 class CallableAdapter(Adapter):

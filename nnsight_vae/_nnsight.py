@@ -1,38 +1,42 @@
-"""The only module that touches nnsight beyond `NNsight` and `trace`: taps, safe names, batching, the tracer, un-instrumenting.
+"""The only module that touches nnsight beyond `NNsight` and `trace`: safe names, threads, batching, the tracer.
 
 Written against nnsight 0.8.1, whose extension points change between minor versions; keeping them here means one file to mend.
+
+Importing nnsight has three effects on the whole process that no wrapper can undo. A backward pass must not share a line with a
+`with` (`with torch.enable_grad(): loss.backward()` silently does nothing; two lines work), `.save` is mounted on `object`, and
+the C function `backtrace` is patched.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
+from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from nnsight.intervention.batching import Batcher
+from nnsight.intervention.batching import Batcher, SkipParts
 from nnsight.intervention.envoy import Envoy
-from nnsight.intervention.interleaver import OutOfOrderError
+from nnsight.intervention.interleaver import Interleaver, OutOfOrderError
+from nnsight.intervention.source import Controller
 from nnsight.intervention.tracer import InterleavingTracer
 from torch import Tensor, nn
 
 from nnsight_vae.errors import DataError, SiteError
 from nnsight_vae.layout import site_name
+from nnsight_vae.trees import map_tensors
 
 if TYPE_CHECKING:
     from nnsight_vae.vae import VAE
 
+SLOTS = ("forward", "__nnsight__")  # what nnsight writes into an instrumented module's __dict__
 _ABSENT = object()
-_SLOTS = ("forward", "__nnsight__")  # what nnsight writes into an instrumented module's __dict__
 
 
-class Tap(nn.Module):
-    """Identity with a name: a place to read, write, skip or attribute a value that a function, not a module, makes."""
-
-    def forward(self, value: Tensor) -> Tensor:
-        """The value, unchanged."""
-        return value
+def instrumented(module: nn.Module) -> bool:
+    """Whether nnsight's controller sits in the module's `forward` slot."""
+    return isinstance(module.__dict__.get("forward"), Controller)
 
 
 class SiteOrderError(SiteError, OutOfOrderError):
@@ -40,7 +44,10 @@ class SiteOrderError(SiteError, OutOfOrderError):
 
 
 class VAEEnvoy(Envoy):
-    """An envoy on which a submodule can never displace nnsight's own attributes (`path`, `skip`, `trace`, ...)."""
+    """An envoy on which a submodule can never displace nnsight's own attributes (`path`, `skip`, `trace`, ...).
+
+    Such a submodule is reached as `E_<name>`, or by its site: `vae.envoy("path")`.
+    """
 
     def _wrap_envoy(self, name: str, module: nn.Module) -> Envoy:
         # nnsight moves only names that are data descriptors (input, output); a submodule called `path` would overwrite the
@@ -61,39 +68,109 @@ class VAEEnvoy(Envoy):
 _RESERVED = (set(dir(Envoy)) | set(vars(Envoy(nn.Identity())))) - {"input", "inputs", "output", "source"}
 
 
+class VAEInterleaver(Interleaver):
+    """Interleaves on one thread only, and keeps a value that was handed out from changing afterwards."""
+
+    def __init__(self) -> None:
+        self._thread: int | None = None
+        self.overwritten: set[str] = set()  # locations whose value later code writes into, or shares memory with
+        self.visit = 0  # which arrival of the run at a location is being served
+        super().__init__()
+
+    # nnsight's workers are greenlets of the tracing thread. To every other thread that runs the module meanwhile, this trace
+    # must look as if it were not there, or its workers are switched to from a foreign thread.
+    @property
+    def interleaving(self) -> bool:
+        """Whether this thread is inside a trace."""
+        return self._thread == threading.get_ident()
+
+    @interleaving.setter
+    def interleaving(self, value: bool) -> None:
+        self._thread = threading.get_ident() if value else None
+
+    def handle(self, provider: str, value: Any) -> Any:
+        """Serve a location; the model goes on with a copy where what follows would write into what was served."""
+        if provider not in self.parked:
+            return super().handle(provider, value)
+        self.visit += 1
+        value = super().handle(provider, value)
+        return map_tensors(torch.clone, value) if provider in self.overwritten else value
+
+    @contextmanager
+    def stood_down(self) -> Iterator[None]:
+        """Plain calls inside a trace's block: nothing they run is mistaken for the traced run."""
+        if not self.interleaving:
+            yield
+            return
+        self.interleaving = False
+        try:
+            yield
+        finally:
+            self.interleaving = True
+
+
 class VAEBatcher(Batcher):
     """Row scoping that is safe for VAEs when several invokes share one run.
 
     The stock batcher crashes on scalar losses and on diffusers outputs, does not scope dataclass outputs or token-flattened
     rows (VQ), takes a codebook whose length equals the batch for a batch, and re-concatenates the whole batch on every write.
-    A tensor whose leading axis is a multiple of the batch is read as batch-major rows; parameters and buffers never are.
+    A tensor whose leading axis is a multiple of the batch is read as batch-major rows; parameters and buffers, and views of
+    them, never are.
+
+    Not told apart: a table that a module computes afresh and whose length happens to be a multiple of the batch. Not scoped:
+    objects that are no containers (a `torch.distributions` object reaches every invoke whole). Read such values in a trace with
+    one input.
     """
+
+    def __init__(self, envoy: Envoy, kwargs: dict[str, Any] | None = None) -> None:
+        super().__init__(envoy, kwargs)
+        self._copies: dict[int, Tensor] = {}  # id -> a copy of a value, made in the visit below and owned by us
+        self._visit = -1
 
     def narrow(self, value: Any, group: list[int] | None) -> Any:
         """The rows of `value` that belong to one invoke (views)."""
         if not self.batching or group is None:
+            self._copies.clear()  # handed out whole: the next write must not show in it
             return value
-        return _map_tensors(lambda tensor: self._narrow(tensor, group), value)
+        return map_tensors(lambda tensor: self._narrow(tensor, group), value)
 
     def widen(self, full: Any, group: list[int] | None, edited: Any) -> Any:
         """`full` with one invoke's rows replaced by `edited`."""
+        if isinstance(full, Tensor) and not isinstance(edited, Tensor):
+            raise DataError(
+                f"a site takes a tensor, got {type(edited).__name__}; assign torch.full_like(site.output, value), or write into "
+                "it: site.output[:] = value."
+            )
         if not self.batching or group is None:
             return edited
-        return _map_tensors(lambda whole, part: self._widen(whole, group, part), full, edited)
+        return map_tensors(lambda whole, part: self._widen(whole, group, part), full, edited)
+
+    def assemble_skip(self, running: Any) -> Any:
+        """The output of a module that every invoke skipped, from their replacements."""
+        if not isinstance(running, SkipParts):
+            return running
+        parts = sorted(running.parts, key=lambda part: part[0][0])
+        sizes = [group[1] for group, _ in parts]
+        if sum(sizes) != self.total:
+            raise DataError("a skip needs every invoke of the trace to skip that module, or none: they share one run.")
+        return map_tensors(lambda *tensors: _stacked(tensors, sizes), *(value for _, value in parts))
 
     def _rows(self, tensor: Tensor, group: list[int]) -> tuple[int, int] | None:
         if tensor.ndim == 0 or len(tensor) == 0 or not self.total or len(tensor) % self.total:
             return None
-        if isinstance(tensor, nn.Parameter) or id(tensor) in self._buffers:
+        # A learned row expanded over the batch is rows of the batch; any other view of a weight is a table.
+        if tensor.stride(0) != 0 and tensor.untyped_storage().data_ptr() in self._weights:
             return None
         multiple = len(tensor) // self.total
         return group[0] * multiple, group[1] * multiple
 
     @property
-    def _buffers(self) -> set[int]:
-        if "_buffer_ids" not in self.__dict__:
-            self._buffer_ids = {id(buffer) for buffer in self.envoy._module.buffers()}
-        return self._buffer_ids
+    def _weights(self) -> set[int]:
+        if "_weight_storages" not in self.__dict__:
+            module = self.envoy._module
+            tensors = [*module.parameters(), *module.buffers()]
+            self._weight_storages = {t.untyped_storage().data_ptr() for t in tensors} - {0}
+        return self._weight_storages
 
     def _narrow(self, tensor: Tensor, group: list[int]) -> Tensor:
         rows = self._rows(tensor, group)
@@ -107,118 +184,62 @@ class VAEBatcher(Batcher):
         rows = self._rows(full, group)
         if rows is None:
             return edited
-        start, count = rows
-        if len(edited) != count:
-            raise DataError(f"a write inside an invoke must keep its {count} rows, got shape {tuple(edited.shape)}.")
+        target = full.narrow(0, *rows)
+        if edited.shape != target.shape:
+            raise DataError(
+                f"a write inside an invoke must keep its rows: expected shape {tuple(target.shape)}, got {tuple(edited.shape)}."
+            )
         if full.requires_grad or edited.requires_grad:
+            start, count = rows
             tail = full.narrow(0, start + count, len(full) - start - count)
             return torch.cat([full.narrow(0, 0, start), edited.to(full.dtype), tail])
-        target = full.narrow(0, start, count)
-        if (
-            edited.data_ptr() == target.data_ptr()
-            and edited.shape == target.shape
-            and edited.stride() == target.stride()
-        ):
+        if edited.data_ptr() == target.data_ptr() and edited.stride() == target.stride():
             return full  # edited in place already
-        if not getattr(full, "_owned_by_batcher", False):
-            full = full.clone()  # the first writer copies, later ones reuse the copy: K writes cost one copy, not K
-            full._owned_by_batcher = True  # type: ignore[attr-defined]
-        full.narrow(0, start, count).copy_(edited)
+        return self._copied_once(full, rows, edited)
+
+    def _copied_once(self, full: Tensor, rows: tuple[int, int], edited: Tensor) -> Tensor:
+        """The first writer of a value copies it and later ones reuse the copy: K writes cost one copy of the batch, not K."""
+        # Only within one visit: further down an identity module may hand on the very tensor that was saved here.
+        if self._visit != self.envoy.interleaver.visit:
+            self._copies, self._visit = {}, self.envoy.interleaver.visit
+        if id(full) not in self._copies:
+            full = full.clone()
+            self._copies[id(full)] = full
+        full.narrow(0, *rows).copy_(edited)
         return full
 
 
-def _map_tensors(function: Callable[..., Any], *values: Any) -> Any:
-    """Parallel map over the tensors of like structures: sequences, named tuples, mappings, dataclasses, diffusers outputs."""
-    first = values[0]
-    if isinstance(first, Tensor):
-        return function(*values)
-    if dataclasses.is_dataclass(first) and not isinstance(first, type):
-        names = [f.name for f in dataclasses.fields(first) if f.init]
-        parts = {name: _map_tensors(function, *(getattr(v, name) for v in values)) for name in names}
-        # A diffusers output is a dict and a dataclass; it must be rebuilt from its fields, not copied as a dict.
-        return type(first)(**parts) if isinstance(first, dict) else dataclasses.replace(first, **parts)
-    if isinstance(first, dict):
-        items = {key: _map_tensors(function, *(v[key] for v in values)) for key in first}
-        return items if type(first) is dict else type(first)(items)
-    if isinstance(first, tuple) and hasattr(first, "_fields"):
-        return type(first)(*(_map_tensors(function, *parts) for parts in zip(*values, strict=True)))
-    if isinstance(first, list | tuple):
-        return type(first)(_map_tensors(function, *parts) for parts in zip(*values, strict=True))
-    return values[-1]
+def _stacked(tensors: tuple[Tensor, ...], sizes: list[int]) -> Tensor:
+    rows = [len(tensor) for tensor in tensors]
+    if any(len(tensor) * sizes[0] != rows[0] * size for tensor, size in zip(tensors, sizes, strict=True)):
+        raise DataError(
+            f"invokes of {sizes} rows skipped a module with values of {rows} rows; keep each invoke's rows."
+        )
+    return torch.cat(tensors)
 
 
 class VAETracer(InterleavingTracer):
     """A trace that holds the VAE's lock, runs in eval mode, and words ordering mistakes in terms of sites."""
 
-    # Only __exit__ is overridden: nnsight finds the user's frame by counting frames up from __enter__.
-    def __exit__(self, exc_type: Any, exc_value: Any, exc_traceback: Any) -> bool:
+    def execute(self, code: CodeType) -> None:
         """Run the block with the model held, then leave the model as it was."""
-        vae: VAE = self.envoy  # type: ignore[assignment]
-        fn = self.fn
+        vae: VAE = self.envoy
         with vae.held():
             try:
-                return super().__exit__(exc_type, exc_value, exc_traceback)
+                super().execute(code)
             except OutOfOrderError as error:
                 if isinstance(error, SiteError):
                     raise
-                raise SiteOrderError(_order_message(vae, fn, str(error))) from error
+                # Not bound to a name: an exception that its own frame refers to would keep the model until the next collection.
+                raise SiteOrderError(_order_message(vae, self.fn, str(error))).with_traceback(error.__traceback__) from None
 
 
 def _order_message(vae: VAE, fn: Any, text: str) -> str:
     location = text.split("'")[1] if text.count("'") >= 2 else text
-    path = location.removeprefix("vae.").rsplit(".output", 1)[0].rsplit(".input", 1)[0]
-    wanted = site_name(path)
+    wanted = site_name(location.removeprefix("vae.").rsplit(".output", 1)[0].rsplit(".input", 1)[0])
     run = "vae.trace(x)" if fn == "__call__" else f"vae.trace(..., fn={fn!r})"
     order = ", ".join(vae.sites) if vae.probed else "see vae.sites"
     return (
         f"{wanted!r} was asked for after this run had passed it, or is not reached by {run}. Inside one trace, read and write sites "
         f"in execution order: {order}."
     )
-
-
-@contextmanager
-def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Evaluate in eval mode; restore each submodule's own flag afterwards, an exception included."""
-    training = [m for m in module.modules() if m.training]
-    for m in training:
-        m.training = False
-    try:
-        yield
-    finally:
-        for m in training:
-            m.training = True
-
-
-class Snapshot:
-    """What wrapping changes in a user's modules, kept so that `restore` undoes exactly that."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.slots = [(m, {slot: m.__dict__.get(slot, _ABSENT) for slot in _SLOTS}) for m in model.modules()]
-        self.inplace = [m for m in model.modules() if getattr(m, "inplace", False) is True]
-
-    def disable_inplace(self) -> None:
-        """Switch in-place activations off, so that a saved activation is what its site computed."""
-        for module in self.inplace:
-            module.inplace = False  # type: ignore[assignment]
-
-    def restore(self) -> None:
-        """Put the modules back as they were."""
-        for module in self.inplace:
-            module.inplace = True  # type: ignore[assignment]
-        for module, slots in self.slots:
-            for slot, value in slots.items():
-                if value is _ABSENT:
-                    module.__dict__.pop(slot, None)
-                else:
-                    module.__dict__[slot] = value
-
-
-def strip(model: nn.Module, snapshot: Snapshot) -> None:
-    """Remove from a *copy* of a wrapped model what `snapshot` says wrapping put into the original (same module order)."""
-    inplace = {id(m) for m in snapshot.inplace}
-    for copied, (original, slots) in zip(model.modules(), snapshot.slots, strict=True):
-        if id(original) in inplace:
-            copied.inplace = True  # type: ignore[assignment]
-        for slot, value in slots.items():
-            if value is _ABSENT:
-                copied.__dict__.pop(slot, None)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from nnsight_vae.probe import Firing
+from torch import Tensor
+
+from nnsight_vae.errors import AdapterError, DataError, NnsightVaeError
+from nnsight_vae.probe import Firing, probe
 from nnsight_vae.sites import Site, Sites, Stage
+from nnsight_vae.wrapped import Wrapped
 
 _TAPS: dict[str, Stage] = {"tap_input": "input", "tap_output": "output"}
 
@@ -25,11 +30,50 @@ class Layout:
     paths: dict[str, str]
 
     @classmethod
-    def of(cls, firings: dict[str, Firing]) -> Layout:
-        """The layout of a probe; modules that fired more than once, or whose output is not one row per example, are no sites."""
+    def of(cls, firings: dict[str, Firing], modules: Iterable[str]) -> Layout:
+        """The layout of a probe.
+
+        Args:
+            firings: what fired, by module path.
+            modules: path of every module; those that are no site are remembered with the reason.
+
+        Raises:
+            AdapterError: the posterior or the reconstruction is not one tensor with a row per example.
+        """
+        _require_rows(firings)
         reach = firings["latent.mu"].finished
-        found = {f.path: site for f in firings.values() if (site := _site(f, reach)) is not None}
-        return cls(firings, Sites(list(found.values())), {site.name: path for path, site in found.items()})
+        found = {f.path: _site(f, reach) for f in firings.values() if _refusal(f) is None}
+        refused = {site_name(path): _refusal(firings.get(path)) or "" for path in modules if path not in found}
+        sites = Sites(list(found.values()), refused)
+        return cls(firings, sites, {site.name: path for path, site in found.items()})
+
+
+def read_layout(root: Wrapped, x: Tensor, known: Iterable[tuple[int, ...]] = ()) -> Layout:
+    """Probe a wrapped model on inputs like x.
+
+    Args:
+        root: the wrapper module, in eval mode.
+        x: inputs `[n, *image]`.
+        known: input shapes it is known to run, for the error.
+
+    Raises:
+        AdapterError: the adapter does not fit the model.
+        DataError: the model cannot run x.
+    """
+    try:
+        firings = probe(root, x)
+    except NnsightVaeError:
+        raise
+    except (TypeError, AttributeError) as error:  # about the call, not about x
+        raise AdapterError(
+            f"{type(root.adapter).__name__} cannot run this {type(root.model).__name__}: {error}. Say how to encode and decode with "
+            "nv.adapt(module, encoder=lambda x: (mu, logvar), decoder=lambda z: reconstruction)."
+        ) from error
+    except Exception as error:
+        shapes = ", ".join(str(("n", *shape)) for shape in known)
+        runs = f" It runs inputs of shape {shapes}." if shapes else ""
+        raise DataError(f"this VAE cannot run x of shape {tuple(x.shape)}: {error}.{runs}") from error
+    return Layout.of(firings, (name for name, _ in root.named_modules() if name))
 
 
 def site_name(path: str) -> str:
@@ -37,16 +81,40 @@ def site_name(path: str) -> str:
     if path in _TAPS:
         return _TAPS[path]
     name = path.removeprefix("model.")
-    taken = name in _TAPS.values() or name.split(".")[0] == "latent"
+    plain = name
+    while plain.startswith("model."):  # a user's own `model.input` must not become what a user's `input` became
+        plain = plain.removeprefix("model.")
+    taken = plain in _TAPS.values() or plain.split(".")[0] == "latent"
     return path if taken else name
 
 
-def _site(firing: Firing, posterior: int) -> Site | None:
-    if firing.shape is None or firing.calls != 1:
-        return None
+def _refusal(firing: Firing | None) -> str | None:
+    """Why a module is no site; None where it is one."""
+    if firing is None:
+        return "that module does not run when this VAE encodes and decodes"
+    if firing.calls != 1:
+        return f"it fires {firing.calls} times per forward, so its name does not say which value is meant"
+    if firing.shape is None:
+        return f"it returns {firing.returned}, not one float tensor [n, units, ...] with a row per example"
+    return None
+
+
+def _require_rows(firings: dict[str, Firing]) -> None:
+    for path, what in (("latent.mu", "mu"), ("latent.logvar", "logvar"), ("tap_output", "the reconstruction")):
+        if firings[path].shape is None:
+            raise AdapterError(
+                f"{what} is {firings[path].returned}; expected a float tensor [n, ...] with one row per example."
+            )
+    shapes = [firings[path].shape for path in ("latent.mu", "latent.logvar")]
+    if shapes[0] != shapes[1]:
+        raise AdapterError(f"mu and logvar have shapes {shapes[0]} and {shapes[1]}, expected one shape.")
+
+
+def _site(firing: Firing, posterior: int) -> Site:
     name, root = site_name(firing.path), firing.path.split(".")[0]
     kind = name.split(".")[0] if root in (*_TAPS, "latent") else firing.kind
     stage: Stage = _TAPS.get(root) or (
         "latent" if root == "latent" else "encoder" if firing.finished < posterior else "decoder"
     )
-    return Site(name, kind, stage, firing.shape[firing.axis], firing.shape[1:], firing.axis)
+    shape = firing.shape or ()
+    return Site(name, kind, stage, shape[firing.axis], shape[1:], firing.axis)

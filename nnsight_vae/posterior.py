@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -57,6 +56,7 @@ def read_posterior(value: Any, *, packed: bool = False, where: str = "encode") -
     Args:
         value: `(mu, logvar)`; a mapping, named tuple, dataclass or object with named mean and log variance / scale /
             variance; a Normal `torch.distributions` object; or one tensor `[n, 2 d, ...]` with mu before logvar if `packed`.
+            By position the second tensor is the log variance: a scale must come with its name.
         packed: read a single tensor as mu and logvar side by side.
         where: named in errors.
 
@@ -68,18 +68,18 @@ def read_posterior(value: Any, *, packed: bool = False, where: str = "encode") -
     if isinstance(value, torch.distributions.Distribution):
         return _from_distribution(value, where)
     if isinstance(value, Tensor):
-        if packed and value.shape[1] % 2 == 0:
-            return Posterior(*value.chunk(2, dim=1))
-        raise AdapterError(
-            f"{where} returned one tensor of shape {tuple(value.shape)}, expected (mu, logvar). If it holds mu and logvar side by "
-            "side along axis 1, wrap with nv.adapt(module, packed=True); if it is a plain autoencoder, it has no posterior."
-        )
+        return _from_packed(value, packed, where)
     if named := _from_names(value):
         return named
     if isinstance(value, tuple | list) and len(value) >= 2 and all(isinstance(v, Tensor) for v in value[:2]):
         if value[0].shape != value[1].shape:
             raise AdapterError(
                 f"{where} returned tensors of shapes {tuple(value[0].shape)} and {tuple(value[1].shape)}, expected mu and logvar of equal shape."
+            )
+        if any(isinstance(v, Tensor) and v.shape == value[0].shape for v in value[2:]):
+            raise AdapterError(
+                f"{where} returned {len(value)} tensors of mu's shape; which of them are mu and logvar cannot be told (some models "
+                "return z first). Say so: nv.adapt(module, encoder=lambda x: module.encode(x)[1:3], decoder=module.decode)."
             )
         return Posterior(value[0], value[1])
     raise AdapterError(
@@ -88,8 +88,24 @@ def read_posterior(value: Any, *, packed: bool = False, where: str = "encode") -
     )
 
 
+def _from_packed(value: Tensor, packed: bool, where: str) -> Posterior:
+    shape = tuple(value.shape)
+    if not packed:
+        raise AdapterError(
+            f"{where} returned one tensor of shape {shape}, expected (mu, logvar). If it holds mu and logvar side by side along "
+            "axis 1, wrap with nv.adapt(module, packed=True); if it is a plain autoencoder, it has no posterior."
+        )
+    if len(shape) < 2 or shape[1] % 2:
+        raise AdapterError(
+            f"{where} returned a tensor of shape {shape}; a packed posterior has an even axis 1 (mu, then logvar)."
+        )
+    return Posterior(*value.chunk(2, dim=1))
+
+
 def _from_distribution(value: torch.distributions.Distribution, where: str) -> Posterior:
-    base = value.base_dist if isinstance(value, torch.distributions.Independent) else value
+    base = value
+    while isinstance(base, torch.distributions.Independent):
+        base = base.base_dist
     if not isinstance(base, torch.distributions.Normal):
         raise AdapterError(
             f"{where} returned a {type(base).__name__} posterior; only Normal posteriors can be read so far."
@@ -101,12 +117,11 @@ def _from_names(value: Any) -> Posterior | None:
     """Mean and spread by name, from a mapping, a named tuple, a dataclass or attributes; None where there are no names."""
     if isinstance(value, Mapping):
         names: Mapping[str, Any] = value
-    elif isinstance(value, tuple) and hasattr(value, "_asdict"):
-        names = value._asdict()
-    elif is_dataclass(value) and not isinstance(value, type):
-        names = {f.name: getattr(value, f.name) for f in fields(value)}
+    elif isinstance(value, tuple | list) and not hasattr(value, "_asdict"):
+        return None  # by position; its attributes (tuple.count, tuple.index) are no names
     else:
-        return None
+        wanted = (*_MEAN, *_LOGVAR, *_SCALE, *_VARIANCE)
+        names = {n: found for n in wanted if isinstance(found := getattr(value, n, None), Tensor)}
     mu = next((names[n] for n in _MEAN if n in names), None)
     if mu is None:
         return None

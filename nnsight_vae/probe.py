@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +29,9 @@ class Firing:
         started, finished: positions in the sequence of all module starts and ends.
         calls: how often it fired.
         shape: shape of its output `[rows, ...]`, or None where it is not one float tensor with one row per example.
+        returned: what it returned, in words.
         rewritten: its output was changed in place by what came after it.
+        shared: a module that finished later returned the same memory (an identity, a view, a container's last child).
     """
 
     path: str
@@ -38,7 +40,9 @@ class Firing:
     finished: int = -1
     calls: int = 0
     shape: tuple[int, ...] | None = None
+    returned: str = "nothing"
     rewritten: bool = False
+    shared: bool = False
     _kept: tuple[Tensor, int] | None = field(default=None, repr=False)
 
     @property
@@ -55,27 +59,44 @@ class Firing:
         return "other"
 
     @property
+    def overwritten(self) -> bool:
+        """Whether later code, or a write at a later module, would change a reference to its output."""
+        return self.rewritten or self.shared
+
+    @property
     def axis(self) -> int:
         """The channel axis of the output: last for Linear-like modules, else 1."""
         return len(self.shape) - 1 if self.shape and self.kind in ("linear",) else 1
 
 
 def probe(root: nn.Module, example: Tensor, **kwargs: Any) -> dict[str, Firing]:
-    """Run `root(example)` once and report every module that fired, in order of completion.
+    """Run `root` once on copies of the first row of `example` and report every module that fired, in order of completion.
 
     The global random state is left as it was.
     """
     firings: dict[nn.Module, Firing] = {}
     clock = iter(range(10**9))
-    with recording(root, firings, clock), torch.no_grad(), torch.random.fork_rng(devices=[]):
-        root(example, **kwargs)
-    for firing in firings.values():
+    # Tensors made in inference mode keep no version counter, which is what tells that they were rewritten.
+    with torch.inference_mode(False), torch.no_grad(), random_state_kept(example.device):
+        rows = example[:1].expand(ROWS, *example.shape[1:]).clone()
+        with recording(root, firings, clock):
+            root(rows, **kwargs)
+    done = sorted((f for f in firings.values() if f.finished >= 0 and f.path), key=lambda f: f.finished)
+    later: set[int] = set()
+    for firing in reversed(done):
         if firing._kept is not None:
             tensor, version = firing._kept
-            firing.rewritten = tensor._version != version
-            firing._kept = None
-    done = [f for f in firings.values() if f.finished >= 0 and f.path]
-    return {f.path: f for f in sorted(done, key=lambda f: f.finished)}
+            memory = tensor.untyped_storage().data_ptr()
+            firing.rewritten, firing.shared = tensor._version != version, memory in later
+            later.add(memory)
+    for firing in done:
+        firing._kept = None
+    return {f.path: f for f in done}
+
+
+def random_state_kept(device: torch.device) -> AbstractContextManager[None]:
+    """Draws inside leave the global random state, the device's included, as it was."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 @contextmanager
@@ -92,9 +113,12 @@ def recording(root: nn.Module, firings: dict[nn.Module, Firing], clock: Iterator
             firing = firings[module]
             firing.calls += 1
             firing.finished = next(clock)
-            if isinstance(output, Tensor) and output.is_floating_point() and output.ndim >= 2 and len(output) == ROWS:
-                firing.shape = tuple(output.shape)
+            firing.returned = type(output).__name__
+            if isinstance(output, Tensor) and output.layout is torch.strided:
+                firing.returned = f"a {output.dtype} tensor of shape {tuple(output.shape)} for {ROWS} examples"
                 firing._kept = (output, output._version)
+                if output.is_floating_point() and output.ndim >= 2 and len(output) == ROWS:
+                    firing.shape = tuple(output.shape)
 
         handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
     try:
@@ -104,8 +128,18 @@ def recording(root: nn.Module, firings: dict[nn.Module, Firing], clock: Iterator
             handle.remove()
 
 
-def candidate_shapes(model: nn.Module) -> list[tuple[int, ...]]:
-    """Input shapes (without the batch axis) to try when the user has not shown an input yet, likeliest first."""
+def zeros_like_input(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
+    """One example of zeros in the dtype and on the device the model computes in."""
+    reference = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    return torch.zeros(1, *shape, dtype=reference.dtype, device=reference.device)
+
+
+def candidate_inputs(model: nn.Module) -> list[Tensor]:
+    """Inputs to try when the user has not shown one yet, likeliest first."""
+    return [zeros_like_input(model, shape) for shape in _candidate_shapes(model)]
+
+
+def _candidate_shapes(model: nn.Module) -> list[tuple[int, ...]]:
     shapes: list[tuple[int, ...]] = []
     for name in ("input_shape", "image_shape", "img_shape", "input_dim"):
         value = getattr(model, name, None)

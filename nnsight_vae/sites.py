@@ -90,6 +90,10 @@ Key = str | Unit | Site | Selection
 class Sites(Mapping[str, Site]):
     """The sites of a VAE in execution order: name -> `Site`; also resolves keys such as `"encoder.4[0:8]"`.
 
+    Args:
+        sites: in execution order.
+        refused: name of a module that is no site -> why.
+
     Example:
         >>> sites = Sites([Site("latent.z", "latent", "latent", 8, (8,))])
         >>> sites.select("latent.z[-1]")
@@ -98,16 +102,13 @@ class Sites(Mapping[str, Site]):
         'latent.z[2:5]'
     """
 
-    def __init__(self, sites: list[Site]) -> None:
+    def __init__(self, sites: list[Site], refused: Mapping[str, str] | None = None) -> None:
         self._sites = {site.name: site for site in sites}
         self._order = {name: i for i, name in enumerate(self._sites)}
+        self._refused = dict(refused or {})
 
     def __getitem__(self, name: str) -> Site:
-        try:
-            return self._sites[name]
-        except KeyError:
-            known = ", ".join(self._sites)
-            raise SiteError(f"{name!r} is not a site of this VAE. Sites: {known}.") from None
+        return self._named_in(name, name)
 
     def __contains__(self, name: object) -> bool:
         return name in self._sites
@@ -138,7 +139,9 @@ class Sites(Mapping[str, Site]):
         if isinstance(key, Unit):
             return self._checked(key.site, (key.index,), str(key))
         if isinstance(key, Selection):
-            return key if key.indices is None else self._checked(key.site, key.indices, str(key))
+            if key.indices is None:
+                return Selection(self[key.site].name)
+            return self._checked(key.site, key.indices, str(key))
         if not isinstance(key, str) or not (match := _KEY.match(key.strip())):
             raise SiteError(
                 f"cannot read the key {key!r}; write 'encoder.4', 'encoder.4[7]', 'encoder.4[0:8]' or 'encoder.4[1,5]'."
@@ -149,9 +152,10 @@ class Sites(Mapping[str, Site]):
         return self._checked(name, _read_index(index, self._named_in(name, key).n_units, key), key)
 
     def _named_in(self, name: str, key: str) -> Site:
-        if name not in self._sites:
-            raise SiteError(f"{key!r} is not a site of this VAE. Sites: {', '.join(self._sites)}.")
-        return self._sites[name]
+        if name in self._sites:
+            return self._sites[name]
+        why = f": {self._refused[name]}" if name in self._refused else ""
+        raise SiteError(f"{key!r} is not a site of this VAE{why}. Sites: {', '.join(self._sites)}.")
 
     def _checked(self, name: str, indices: tuple[int, ...], written: str) -> Selection:
         site = self._named_in(name, written)

@@ -1,0 +1,71 @@
+"""The module nnsight sees: the user's model, unchanged, between identity taps that name the values functions make."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nnsight_vae.errors import DataError
+from nnsight_vae.posterior import Posterior
+
+if TYPE_CHECKING:
+    from nnsight_vae.adapters import Adapter
+
+
+class Tap(nn.Module):
+    """Identity with a name: a place to read, write, skip or attribute a value that a function, not a module, makes."""
+
+    def forward(self, value: Tensor) -> Tensor:
+        """The value, unchanged."""
+        return value
+
+
+class Latent(nn.Module):
+    """Container of the latent taps `mu`, `logvar`, `eps` and `z`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mu, self.logvar, self.eps, self.z = Tap(), Tap(), Tap(), Tap()
+
+
+class Wrapped(nn.Module):
+    """The user's model beside the taps; `forward` is encode, sample, decode as the adapter reads them."""
+
+    def __init__(self, model: nn.Module, adapter: Adapter) -> None:
+        super().__init__()
+        self.tap_input = Tap()
+        self.model = model
+        self.latent = Latent()
+        self.tap_output = Tap()
+        self.adapter = adapter
+
+    def encode(self, x: Float[Tensor, "n *image"]) -> Posterior:
+        """The posterior of `x`, through the taps."""
+        mu, logvar = self.adapter.encode(self.model, self.tap_input(x))
+        return Posterior(self.latent.mu(mu), self.latent.logvar(logvar))
+
+    def sample(self, posterior: Posterior, eps: Tensor | None, *, draw: bool = False) -> Float[Tensor, "n *latent"]:
+        """z = mu + sd * eps; eps is zero unless given, or drawn if asked for."""
+        if eps is None:
+            eps = torch.randn_like(posterior.mu) if draw else torch.zeros_like(posterior.mu)
+        elif eps.shape != posterior.mu.shape:  # it would broadcast, and examples would share a draw
+            raise DataError(
+                f"eps has shape {tuple(eps.shape)}, expected {tuple(posterior.mu.shape)}: one draw an example and latent."
+            )
+        return posterior.rsample(self.latent.eps(eps))
+
+    def decode(self, z: Float[Tensor, "n *latent"]) -> Float[Tensor, "n *image"]:
+        """The reconstruction of `z`, through the taps."""
+        return self.tap_output(self.adapter.decode(self.model, self.latent.z(z)))
+
+    def decode_posterior(self, mu: Tensor, logvar: Tensor, eps: Tensor) -> Float[Tensor, "n *image"]:
+        """Everything from the posterior on: all latent taps fire, the encoder does not run."""
+        posterior = Posterior(self.latent.mu(mu), self.latent.logvar(logvar))
+        return self.decode(self.sample(posterior, eps))
+
+    def forward(self, x: Tensor, *, eps: Tensor | None = None, sample: bool = False) -> Float[Tensor, "n *image"]:
+        """The reconstruction of `x`: at the posterior mean, at `mu + sd * eps`, or at a fresh draw (`sample=True`)."""
+        return self.decode(self.sample(self.encode(x), eps, draw=sample))

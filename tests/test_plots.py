@@ -188,7 +188,9 @@ def test_no_effects_to_draw_is_refused():
 def test_traversals_are_sorted_by_kl_and_dead_rows_are_pale():
     images = torch.rand(3, 5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     images[1] = 0.5
-    figure, axes = plots.plot_traversals(images, ["z[0]", "z[1]", "z[2]"], [0.5, 0.0, 2.0], values=range(-2, 3))
+    figure, axes = plots.plot_traversals(
+        images, ["z[0]", "z[1]", "z[2]"], [0.5, 0.0, 2.0], values=[-2.0, -1.0, 0.0, 1.0, 2.0]
+    )
     assert axes.shape == (3, 6)
     notes = [axis.get_ylabel().split("\n") for axis in axes[:, 0]]
     assert notes == [["z[2]", "KL 2.00"], ["z[0]", "KL 0.50"], ["z[1]", "dead, KL 0.00"]]

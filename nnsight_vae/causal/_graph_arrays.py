@@ -73,7 +73,7 @@ def hamming(
     a: Bool[np.ndarray, "*batch n n"], b: Bool[np.ndarray, "n n"], reversal_cost: int = 1
 ) -> Int[np.ndarray, "*batch"]:
     """Edges to insert, delete or flip."""
-    return (a != b).sum((-2, -1)) - (2 - reversal_cost) * reversed_edges(a, b).sum((-2, -1))
+    return np.asarray((a != b).sum((-2, -1)) - (2 - reversal_cost) * reversed_edges(a, b).sum((-2, -1)))
 
 
 def adjustment_errors(

@@ -45,10 +45,10 @@ class GraphScores:
         skeleton_f1: the same over adjacencies, directions ignored.
     """
 
-    shd: float
-    sid: float | None
-    parent_aid: float | None
-    ancestor_aid: float | None
+    shd: int | float
+    sid: int | float | None
+    parent_aid: int | float | None
+    ancestor_aid: int | float | None
     precision: float | None
     recall: float | None
     f1: float | None
@@ -342,7 +342,7 @@ def _edges(mask: Bool[np.ndarray, "n n"], nodes: list[Any]) -> tuple[tuple[Any, 
     return tuple((nodes[i], nodes[j]) for i, j in np.argwhere(mask))
 
 
-def _number(value: float | None) -> str:
+def _number(value: int | float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.0f}" if value == round(value) and value >= 2 else f"{value:.2f}".rstrip("0").rstrip(".")

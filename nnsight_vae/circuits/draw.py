@@ -52,7 +52,7 @@ def plot_circuit(circuit: nx.DiGraph, max_nodes: int = 60) -> tuple[Figure, Axes
         _curve(axes, curve, arrow=False, **look)
     _boxes(axes, drawing.boxes)
     for x, text in drawing.titles:
-        faint_text(axes, x, 16, text, ha="center", va="center", weight="bold")
+        faint_text(axes, x, 16.0, text, ha="center", va="center", weight="bold")
     parts = [str(circuit.graph[name]) for name in ("estimand", "method") if circuit.graph.get(name)]
     if len(shown) < len(circuit):
         parts.append(

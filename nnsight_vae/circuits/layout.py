@@ -28,7 +28,7 @@ class _Waypoint(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Layout:
+class Placement:
     """A drawing of a directed graph, left to right.
 
     Attributes:
@@ -42,7 +42,7 @@ class Layout:
     columns: list[list[Any]]
 
 
-def layered(graph: nx.DiGraph) -> Layout:
+def layered(graph: nx.DiGraph) -> Placement:
     """Lay a graph out in columns by the node attribute `layer`, or by longest path where a node has none.
 
     Cycles are allowed: nodes of a cycle share a column when there are no layers. Columns are ordered by barycentre
@@ -55,7 +55,7 @@ def layered(graph: nx.DiGraph) -> Layout:
         >>> layout.columns
         [['a'], ['b'], ['c']]
         >>> [column for column, row in layout.routes["a", "c"]]
-        [1]
+        [1.0]
     """
     rank = _ranks(graph)
     columns: list[list[Any]] = [[] for _ in range(max(rank.values(), default=-1) + 1)]
@@ -77,9 +77,9 @@ def layered(graph: nx.DiGraph) -> Layout:
         chains[source, target] = chain if first == source else chain[::-1]
     columns = _least_crossings(columns, left, right)
     row = _rows(columns, left, right)
-    return Layout(
+    return Placement(
         positions={node: (float(rank[node]), row[node]) for node in graph},
-        routes={edge: [(w.column, row[w]) for w in chain] for edge, chain in chains.items()},
+        routes={edge: [(float(w.column), row[w]) for w in chain] for edge, chain in chains.items()},
         columns=[[item for item in column if not isinstance(item, _Waypoint)] for column in columns],
     )
 
@@ -207,13 +207,13 @@ def _rows(
     return row
 
 
-def _mean(values: Sequence[float], otherwise: float) -> float:
+def _mean(values: Sequence[int | float], otherwise: int | float) -> int | float:
     return sum(values) / len(values) if values else otherwise
 
 
-def _nondecreasing(values: Sequence[float]) -> list[float]:
+def _nondecreasing(values: Sequence[int | float]) -> list[float]:
     """The closest non-decreasing sequence in least squares (pool adjacent violators)."""
-    blocks: list[tuple[float, int]] = []
+    blocks: list[tuple[int | float, int]] = []
     for value in values:
         total, size = value, 1
         while blocks and blocks[-1][0] / blocks[-1][1] > total / size:

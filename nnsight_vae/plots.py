@@ -95,7 +95,7 @@ def plot_effects(effects: Effects, top: int = 30) -> tuple[Figure, Axes]:
             axes.text(j, i, signed(value), ha="center", va="center", fontsize=7, color=colour)
     if effects.test:
         passed_rows, passed_columns = np.nonzero(effects.test.passed[rows])
-        axes.scatter(passed_columns + 0.42, passed_rows - 0.3, s=6, color=INK, linewidths=0)
+        axes.scatter(passed_columns + 0.42, passed_rows - 0.3, s=9, color=INK, edgecolors="white", linewidths=0.5)
     shown = f"showing {len(rows)} of {len(effects.units)} units" if len(rows) < len(effects.units) else ""
     title(axes, effects.estimand, shown)
     bar = figure.colorbar(image, ax=axes, shrink=min(1.0, 8 / len(rows)), pad=0.02)

@@ -276,9 +276,9 @@ class Effects:
         Raises:
             DataError: there is no unit to draw.
         """
-        from nnsight_vae.effects_plot import heat_map
+        from nnsight_vae.plots import plot_effects
 
-        return heat_map(self, max_units)
+        return plot_effects(self, top=max_units)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything to an `.npz` file (plain arrays and a JSON header, nothing pickled).

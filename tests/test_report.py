@@ -1,0 +1,189 @@
+"""The main job end to end on small data: a folder is written, can be read back, and survives interruption and mistakes."""
+
+from __future__ import annotations
+
+import json
+
+import networkx as nx
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import nnsight_vae as nv
+from nnsight_vae import cli
+from nnsight_vae.report import Settings, analyze
+from nnsight_vae.report.analysis import _Run
+
+SMALL = ["--pairs", "12", "--images", "24"]
+
+
+def blobs(n: int = 400, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """8 x 8 images of a blob at (x, y)."""
+    rng = np.random.default_rng(seed)
+    x, y = rng.uniform(2, 5, (2, n))
+    grid = np.arange(8)
+    distance = (grid[None, None, :] - x[:, None, None]) ** 2 + (grid[None, :, None] - y[:, None, None]) ** 2
+    return np.exp(-distance / 2)[:, None].astype(np.float32), np.stack([x, y], 1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Data as a user would bring them, and a model trained on them by the command line."""
+    path = tmp_path_factory.mktemp("work")
+    images, factors = blobs()
+    np.savez(path / "blobs.npz", images=images, factors=factors, names=np.array(["x", "y"]))
+    result = run(
+        "train", "--data", path / "blobs.npz", "--network", "mlp", "--latent", 3, "--steps", 300, "--out", path / "run"
+    )
+    assert result.exit_code == 0, result.output
+    return path
+
+
+def run(*words):
+    return CliRunner().invoke(cli.app, [str(word) for word in words])
+
+
+def analyse(folder, out, *more):
+    return run("analyze", "--model", folder / "run", "--data", folder / "blobs.npz", "--out", out, *SMALL, *more)
+
+
+@pytest.fixture(scope="module")
+def report(folder):
+    result = analyse(folder, folder / "report")
+    assert result.exit_code == 0, result.output
+    return folder / "report", result.output
+
+
+def test_every_file_is_there_and_can_be_read_elsewhere(report):
+    path, _ = report
+    summary = json.loads((path / "summary.json").read_text())
+    assert summary["schema"] == "nnsight-vae/summary@1"
+    for name in summary["files"]:
+        assert (path / name).stat().st_size > 0, name
+    for name in ("factor_map.csv", "effects_latents.csv", "effects_inputs.csv", "effects_patching.csv", "metrics.csv"):
+        assert len(pd.read_csv(path / name)) > 0
+    circuit = nv.read_circuit(path / "circuit.json")
+    again = nx.read_graphml(path / "circuit.graphml")
+    assert set(map(str, circuit)) == set(again)
+    assert set(nx.read_graphml(path / "factor_graph.graphml")) == {"x", "y"}
+    assert {p.name for p in (path / "figures").iterdir()} >= {"traversals.png", "latents.png", "effects_x.png"}
+
+
+def test_the_summary_says_what_was_found_how_sure_and_where(report):
+    path, output = report
+    for part in ("latents carry information", "Latents:", "Units that carry x", "Circuit of x", str(path)):
+        assert part in output
+    summary = json.loads((path / "summary.json").read_text())
+    assert summary["model"]["verify"] == 0.0
+    assert len(summary["factor_map"]["verdicts"]) == 3
+    for found in summary["patching"].values():
+        for unit in found["top"]:
+            assert unit["low"] <= unit["effect"] <= unit["high"]
+
+
+def test_the_numbers_are_those_of_the_library(report, folder):
+    path, _ = report
+    vae, data = nv.load(folder / "run"), nv.datasets.load(folder / "blobs.npz")
+    effects = nv.patch_activations(vae, data.pairs("x", 12), readout=data.readout(["x"]))
+    table = pd.read_csv(path / "effects_patching.csv").query("factor == 'x'").set_index("unit")["effect"]
+    for unit, mean in zip(effects.units, effects.mean()[:, 0], strict=True):
+        assert table[unit] == pytest.approx(mean, abs=1e-6)
+
+
+def test_the_same_seed_gives_the_same_numbers(report, folder, tmp_path):
+    path, _ = report
+    assert analyse(folder, tmp_path / "again").exit_code == 0
+    first, second = (json.loads((p / "summary.json").read_text()) for p in (path, tmp_path / "again"))
+    assert first == second
+    assert (path / "effects_patching.csv").read_bytes() == (tmp_path / "again" / "effects_patching.csv").read_bytes()
+
+
+def test_an_interrupted_run_keeps_what_it_finished_and_continues(report, folder, tmp_path, monkeypatch):
+    out = tmp_path / "report"
+
+    def stop(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Run, "mediation", stop)
+        result = analyse(folder, out)
+    assert result.exit_code == 130
+    assert "continues from there" in result.output
+    kept = out / "effects" / "patching_x.npz"
+    written = kept.stat().st_mtime_ns
+    assert not (out / "summary.json").exists()
+    assert analyse(folder, out).exit_code == 0
+    assert kept.stat().st_mtime_ns == written  # reused, not computed again
+    assert json.loads((out / "summary.json").read_text()) == json.loads((report[0] / "summary.json").read_text())
+
+
+def test_other_settings_do_not_reuse_old_effects(report, folder):
+    path, _ = report
+    written = (path / "effects" / "patching_x.npz").stat().st_mtime_ns
+    copy = folder / "copied"
+    (copy / "effects").mkdir(parents=True)
+    (copy / "effects" / "patching_x.npz").write_bytes((path / "effects" / "patching_x.npz").read_bytes())
+    assert analyse(folder, copy, "--seed", "1", "--factor", "x").exit_code == 0
+    assert nv.Effects.load(copy / "effects" / "patching_x.npz").provenance["request"]["seed"] == 1
+    assert (path / "effects" / "patching_x.npz").stat().st_mtime_ns == written
+
+
+def test_mistakes_end_with_one_line_before_any_work(folder, tmp_path):
+    data, model = folder / "blobs.npz", folder / "run"
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    cases = {
+        ("--model", "nothing", "--data", data): "bundled",
+        ("--model", "no.such.module:make", "--data", data): "cannot import",
+        ("--model", "json:dumps", "--data", data): "could not be called",
+        ("--model", model, "--data", tmp_path / "none.npz"): "No dataset",
+        ("--model", model, "--data", "pendulum"): "cannot run x",
+        ("--model", model, "--data", data, "--factor", "mass"): "no factors mass",
+    }
+    for words, message in cases.items():
+        out = tmp_path / "out"
+        result = run("analyze", *words, "--out", out, *SMALL)
+        assert result.exit_code == 2, result.output
+        assert message in result.output
+        assert not (out / "summary.json").exists()
+    result = run("analyze", "--model", model, "--data", data, "--out", blocked / "report", *SMALL)
+    assert result.exit_code == 2
+    assert "output folder" in result.output
+
+
+def test_a_factory_with_weights(folder, tmp_path, monkeypatch):
+    (tmp_path / "mymodel.py").write_text(
+        "from nnsight_vae.models import MLPVAE\n\n\ndef make():\n    return MLPVAE(image_shape=(1, 8, 8), latent=3)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    weights = folder / "run" / "model.safetensors"
+    vae = nv.load("mymodel:make", weights)
+    trained = nv.load(folder / "run")
+    x = torch.from_numpy(blobs(5)[0])
+    assert torch.equal(vae(x), trained(x))
+    (tmp_path / "other.py").write_text(
+        "from nnsight_vae.models import MLPVAE\n\n\ndef make():\n    return MLPVAE(image_shape=(1, 8, 8), latent=7)\n"
+    )
+    with pytest.raises(nv.DataError, match="fc_mu"):
+        nv.load("other:make", weights)
+    with pytest.raises(nv.DataError, match="factory"):
+        nv.load("pendulum-beta-vae", weights)
+
+
+def test_info_lists_models_and_shows_sites(folder):
+    assert "pendulum-beta-vae" in run("info").output
+    shown = run("info", "--model", folder / "run").output
+    assert "latent.z" in shown
+    assert "fc_mu" in shown
+
+
+def test_a_dataset_with_a_graph_is_compared_with_it(folder, tmp_path):
+    images, factors = blobs()
+    data = nv.datasets.from_arrays(images, factors, graph=nx.DiGraph([("x", "y")]), names=["x", "y"])
+    summary = analyze(nv.load(folder / "run"), data, tmp_path / "out", Settings(pairs=12, images=24))
+    comparison = summary.sections["factor_graph"]["latents"]["comparison"]
+    assert comparison["kind"] == "total"
+    assert comparison["n_true"] == 1
+    assert "against the transitive closure" in str(summary)

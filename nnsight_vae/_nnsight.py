@@ -210,6 +210,8 @@ class VAEBatcher(Batcher):
 
 
 def _stacked(tensors: tuple[Tensor, ...], sizes: list[int]) -> Tensor:
+    if tensors[0].ndim == 0:
+        return tensors[-1]
     rows = [len(tensor) for tensor in tensors]
     if any(len(tensor) * sizes[0] != rows[0] * size for tensor, size in zip(tensors, sizes, strict=True)):
         raise DataError(

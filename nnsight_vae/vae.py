@@ -332,14 +332,22 @@ class VAE(NNsight):
     def _infer_shape(self, module: nn.Module) -> None:
         """Try likely input shapes; an autoencoder is recognised by giving its input's shape back."""
         for x in probe.candidate_inputs(module):
-            try:
-                layout = self._probe(x)
-            except DataError:
-                continue
-            if layout.sites["output"].shape == x.shape[1:]:
+            returned = self._returned(x)
+            # A model that flattens its input itself runs on flat vectors too; it gives back the shape it is meant for.
+            if returned not in (None, x.shape[1:]) and x[0].numel() == torch.Size(returned).numel():
+                returned, x = self._returned(x.reshape(len(x), *returned)), x.reshape(len(x), *returned)
+            if returned == x.shape[1:]:
+                self._layouts = {tuple(x.shape[1:]): self._probe(x)}
                 return
-            del self._layouts[tuple(x.shape[1:])]
-            self._shape = None
+        self._layouts.clear()
+        self._shape = None
+
+    def _returned(self, x: Tensor) -> tuple[int, ...] | None:
+        """The shape of one reconstruction of `x`; None where the model cannot run it."""
+        try:
+            return self._probe(x).sites["output"].shape
+        except DataError:
+            return None
 
     # ------------------------------------------------------------------ nnsight's batching
     def _batch_size(self, *inputs: Any, **kwargs: Any) -> int:
@@ -397,11 +405,11 @@ def _rebuilt(kind: type[VAE], model: nn.Module, adapter: Adapter, shape: tuple[i
 
 
 def _warn_of_batch_statistics(module: nn.Module) -> None:
-    for name, part in module.named_modules():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.running_mean is None:
-            warnings.warn(
-                f"{name!r} normalises over the batch even in eval mode (track_running_stats=False): examples change one another, and "
-                "so do interventions that share a run. Effects are then those of this batch, not of an example.",
-                NnsightVaeWarning,
-                stacklevel=5,
-            )
+    batch_norms = [(n, m) for n, m in module.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if names := [name for name, part in batch_norms if part.running_mean is None]:
+        warnings.warn(
+            f"{', '.join(names)}: normalises over the batch even in eval mode (track_running_stats=False), so examples change one "
+            "another, and so do interventions that share a run. Effects are then those of this batch, not of an example.",
+            NnsightVaeWarning,
+            stacklevel=5,
+        )

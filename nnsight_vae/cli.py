@@ -56,7 +56,7 @@ def demo(
     from nnsight_vae.report import Settings, analyze
 
     data = nv.datasets.load("pendulum")
-    settings = Settings(factors=None, pairs=pairs, images=128, seed=seed)
+    settings = Settings(factors=("angle",), pairs=pairs, images=128, seed=seed)
     for name in ("pendulum-beta-vae", "pendulum-labelled-vae"):
         _say(f"\n=== {name}: {nv.zoo()[name]}")
         start = time.monotonic()
@@ -72,7 +72,8 @@ def analyze(
     out: Out,
     weights: Weights = None,
     factor: Annotated[
-        list[str] | None, typer.Option(help="A factor to analyse; repeat for more. Default: all.")
+        list[str] | None,
+        typer.Option(help="A factor whose units and circuit are sought; repeat for more. Default: all."),
     ] = None,
     pairs: Annotated[int, typer.Option(min=10, help="Pairs a factor.")] = 64,
     images: Annotated[int, typer.Option(min=20, help="Images for latent-level results.")] = 256,

@@ -73,7 +73,7 @@ def test_every_file_is_there_and_can_be_read_elsewhere(report):
 
 def test_the_summary_says_what_was_found_how_sure_and_where(report):
     path, output = report
-    for part in ("latents carry information", "Latents:", "Units that carry x", "Circuit of x", str(path)):
+    for part in ("KL per latent", "Latents:", "Units that carry x", "Circuit of x", str(path)):
         assert part in output
     summary = json.loads((path / "summary.json").read_text())
     assert summary["model"]["verify"] == 0.0

@@ -22,7 +22,7 @@ from nnsight_vae.metrics.causal import (
     output_spread,
 )
 from nnsight_vae.metrics.scores import LatentScores, Score
-from nnsight_vae.sites import Unit
+from nnsight_vae.sites import Site, Unit
 from nnsight_vae.vae import VAE
 
 CLAMPS = tuple(np.linspace(-3.0, 3.0, 7))  # the values of the published estimator
@@ -40,14 +40,14 @@ class LatentMetrics(NamedTuple):
 
 
 class _Flat:
-    """Everything at a site, one number an element; or one a unit, averaged over positions."""
+    """Every element at a site, one number each."""
 
-    def __init__(self, shape: tuple[int, ...], reads: str = "output", *, units: bool = False) -> None:
-        self.names = tuple(map(str, range(shape[0] if units else int(torch.Size(shape).numel()))))
-        self.reads, self.units = reads, units
+    def __init__(self, shape: tuple[int, ...], reads: str = "output") -> None:
+        self.names = tuple(map(str, range(int(torch.Size(shape).numel()))))
+        self.reads = reads
 
     def __call__(self, values: Tensor) -> Tensor:
-        return values.reshape(*values.shape[:2], -1).mean(-1) if self.units else values.flatten(1)
+        return values.flatten(1)
 
 
 def latent_metrics(
@@ -82,7 +82,7 @@ def latent_metrics(
     x, _ = checked_batch(vae, x, None)
     site = _decoder_site(vae, site)
     whole = _Flat(vae.sites["output"].shape)
-    at_site = _Flat(vae.sites[site].shape, site, units=vae.sites[site].axis == 1)
+    at_site = _Flat(vae.sites[site].shape, site)
     base = baseline(vae, x, whole)
     n_latents = vae.sites["latent.z"].n_units
 
@@ -94,7 +94,7 @@ def latent_metrics(
         for k in range(n_latents):
             yield (run_interventions(vae, x, [{Unit("latent.z", k): Set(0.0)}], read)[0] - before).cpu().numpy()
 
-    changes = np.stack(list(zeroed(at_site, baseline(vae, x, at_site))))
+    changes = np.stack([_per_unit(change, vae.sites[site]) for change in zeroed(at_site, baseline(vae, x, at_site))])
     spread = output_spread(base.cpu().numpy()) if form == "normalised" else None
     return LatentMetrics(
         causal_effect_strength(
@@ -103,6 +103,12 @@ def latent_metrics(
         intervention_specificity(zeroed(whole, base), form=form, seed=seed),
         circuit_modularity(changes, form=form, seed=seed),
     )
+
+
+def _per_unit(change: Float[np.ndarray, "example element"], site: Site) -> Float[np.ndarray, "example unit"]:
+    """Root mean square over positions: a feature that only moves leaves a channel's mean as it is."""
+    units = np.moveaxis(change.reshape(len(change), *site.shape), site.axis, 1)
+    return np.sqrt(np.square(units.reshape(*units.shape[:2], -1)).mean(axis=2))
 
 
 def _decoder_site(vae: VAE, site: str | None) -> str:

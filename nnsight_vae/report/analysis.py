@@ -26,9 +26,8 @@ from nnsight_vae.levels.latents import posterior_quantiles
 from nnsight_vae.levels.mediation import mediate
 from nnsight_vae.levels.patching import patch_activations
 from nnsight_vae.pairs import Pairs
-from nnsight_vae.plots import DEAD_KL, plot_traversals
+from nnsight_vae.plots import plot_traversals
 from nnsight_vae.provenance import provenance
-from nnsight_vae.readouts import Readout
 from nnsight_vae.report.folder import Folder
 from nnsight_vae.report.summary import Summary
 from nnsight_vae.vae import VAE
@@ -45,7 +44,8 @@ class Settings:
     """How much to run, and what counts.
 
     Attributes:
-        factors: the factors to analyse; None: every factor the dataset's readout can read.
+        factors: the factors whose units and circuit are sought; None: every factor the dataset's readout can read. Latents and
+            graphs are always about all of them.
         pairs: pairs per factor.
         images: images for latent-level results.
         q: false discovery rate of the units that carry a factor.
@@ -127,8 +127,11 @@ class _Run:
         images = min(settings.images, data.n_images or settings.images)
         self.batch = data.sample(images, seed=settings.seed)
         vae.checked(self.batch.images[:1])
-        self.readout: Readout = data.readout(settings.factors)
-        self.factors = tuple(self.readout.names)
+        self.readout = data.readout()
+        if settings.factors is not None:
+            data.readout(settings.factors)  # refuses a factor that cannot be read
+        self.factors = settings.factors or self.readout.names
+        self.complete = set(self.readout.names) == set(data.factors)
         self.summary = Summary(folder.path)
         self.sections = self.summary.sections
         self.intervenes = type(data).do is not Dataset.do
@@ -145,9 +148,8 @@ class _Run:
         x = self.batch.images
         with torch.no_grad():
             reconstruction = activations(self.vae, x, ["output"])["output"]
-        columns = [self.data.factors.index(name) for name in self.factors]
-        whole = self.data.readout(self.settings.factors)
-        r2 = whole.reliability_on(reconstruction.clamp(0, 1), self.batch.factors[:, columns])
+        columns = [self.data.factors.index(name) for name in self.readout.names]
+        r2 = self.readout.reliability_on(reconstruction.clamp(0, 1), self.batch.factors[:, columns])
         weak = [name for name, value in r2.items() if value is None or value < 0.8]
         if weak:
             self.summary.cautions.append(
@@ -156,7 +158,7 @@ class _Run:
             )
         self.sections["data"] = {
             "name": self.data.name,
-            "factors": list(self.factors),
+            "factors": list(self.readout.names),
             "images": len(x),
             "readout_r2_on_reconstructions": r2,
             "mse": float((reconstruction - x).square().mean()),
@@ -177,8 +179,6 @@ class _Run:
             "name": self.name,
             "fingerprint": self.vae.fingerprint,
             "latents": len(found.verdicts),
-            "active_latents": int((found.kl > DEAD_KL).sum()),
-            "active_above": DEAD_KL,
             "kl": found.kl.round(4).tolist(),
             "verify": self._verified,
         }
@@ -186,7 +186,7 @@ class _Run:
             "verdicts": list(found.verdicts),
             "level": found.level,
             "min_effect": found.min_effect,
-            "assignment": {factor: _match(found, factor) for factor in self.factors},
+            "assignment": {factor: _match(found, factor) for factor in found.factors},
         }
         if self.data.image_shape[0] in (1, 3):
             self.folder.figure("traversals.png", _traversals(self.vae, self.batch.images, found))
@@ -255,19 +255,18 @@ class _Run:
 
         n, seed, truth = len(self.batch), self.settings.seed, self.data.graph
         built = {"latents": factor_graph(self.vae, self.data, self.mapping, n=n, seed=seed)}
-        complete = set(self.factors) == set(self.data.factors)
-        if self.intervenes and complete:
+        if self.intervenes and self.complete:
             built["inputs"] = factor_graph(self.vae, self.data, through="inputs", n=min(n, 128), seed=seed)
         self.sections["factor_graph"] = {}
         for through, graph in built.items():
             suffix = "" if through == "latents" else f"_{through}"
             self.folder.graph(f"factor_graph{suffix}.graphml", graph)
             section: dict[str, Any] = {"edges": [list(edge) for edge in graph.edges]}
-            if truth is not None and complete:
+            if truth is not None and self.complete:
                 section["comparison"] = compare(graph, truth).to_dict()
                 self.folder.figure(f"factor_graph{suffix}.png", plot_factor_graph(graph, truth)[0])
             self.sections["factor_graph"][through] = section
-        if self.intervenes and complete:
+        if self.intervenes and self.complete:
             accuracy = interchange_accuracy(self.vae, self.data, self.mapping, n=n, seed=seed, readout=self.readout)
             self.folder.table("interchange.csv", accuracy.to_frame())
             self.sections["interchange"] = accuracy.to_frame().to_dict("records")
@@ -297,7 +296,7 @@ class _Run:
 
     def _patched(self, factor: str) -> Effects:
         request = {"factor": factor, "pairs": self.settings.pairs, "seed": self.settings.seed, "data": self.data.name,
-                   "model": self.vae.fingerprint, "readout": list(self.factors)}  # fmt: skip
+                   "model": self.vae.fingerprint}  # fmt: skip
         name = f"patching_{factor}"
         if (done := self.folder.finished(name, request)) is not None:
             return done

@@ -41,8 +41,8 @@ def _model(sections: dict[str, Any]) -> list[str]:
     model, data = sections["model"], sections["data"]
     lines = [
         f"{model['name']} on {data['name']}",
-        f"  {model['active_latents']} of {model['latents']} latents carry information (KL above {model['active_above']:g} nats); "
-        f"wrapper equals the model to {model['verify']:g}",
+        f"  KL per latent, nats: {', '.join(f'{kl:.2f}' for kl in sorted(model['kl'], reverse=True))} "
+        f"(sum {sum(model['kl']):.1f}); wrapper equals the model to {model['verify']:g}",
     ]
     r2 = data["readout_r2_on_reconstructions"]
     shown = ", ".join(f"{name} {'undefined' if value is None else f'{value:.2f}'}" for name, value in r2.items())

@@ -9,6 +9,12 @@ from typing import Any
 # name with its module here: whoever imports the module first would get the module (hence `nnsight_vae.export`).
 _EXPORTS = {
     "read_circuit": "export",
+    "score_edges": "scores",
+    "EdgeScores": "edges",
+    "extract_circuit": "search",
+    "circuit_from": "search",
+    "faithfulness": "evaluate",
+    "Faithfulness": "evaluate",
 }
 
 

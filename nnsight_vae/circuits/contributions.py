@@ -1,0 +1,145 @@
+"""What each input channel of a linear layer adds to each output channel: exact, per pair, in one contraction.
+
+A layer without its bias is linear, L(a) = sum_i L(a_i), where a_i is port i of its input (a channel of a convolution, a
+feature of a `Linear`). It is linear in its weight too, so the inner product <L(a_i) at unit o, g_o> of every (o, i) is
+the weight times the weight-gradient of <L(a), g>, summed over the kernel: no tensor of edges x positions is ever made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+Linear = nn.Linear | Convolution | Transposed
+
+_DIRECT: dict[int, Callable[..., Tensor]] = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
+_TRANSPOSED: dict[int, Callable[..., Tensor]] = {3: F.conv_transpose1d, 4: F.conv_transpose2d, 5: F.conv_transpose3d}
+_BLOCK = 4_000_000  # elements of one work array (16 MB as float32)
+
+
+def apply(layer: Linear, a: Float[Tensor, "n ..."], weight: Tensor | None = None) -> Float[Tensor, "n ..."]:
+    """The layer without its bias, with another weight where one is given.
+
+    Example:
+        >>> layer = nn.Linear(3, 2)
+        >>> bool(torch.allclose(apply(layer, torch.zeros(1, 3)), torch.zeros(1, 2)))
+        True
+    """
+    weight = layer.weight if weight is None else weight
+    if isinstance(layer, nn.Linear):
+        return F.linear(a, weight)
+    if isinstance(layer, Convolution):
+        return layer._conv_forward(a, weight, None)  # knows the padding modes
+    transposed = _TRANSPOSED[weight.ndim]
+    return transposed(a, weight, None, layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation)
+
+
+def with_bias(layer: Linear, values: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
+    """Output of `apply` with the layer's bias added."""
+    if layer.bias is None:
+        return values
+    ones = [] if isinstance(layer, nn.Linear) else [1] * (values.ndim - 2)
+    return values + layer.bias.view(-1, *ones)
+
+
+def port_axis(layer: nn.Module, a: Tensor) -> int:
+    """The axis of a layer's input that its weight contracts: last for `Linear`, else 1."""
+    return a.ndim - 1 if isinstance(layer, nn.Linear) else 1
+
+
+def weight_grid(layer: Linear) -> tuple[Int[Tensor, "a b"], Int[Tensor, "a b"]]:
+    """Output unit and input port of each entry [a, b] of the layer's weight (kernel axes left out).
+
+    Example:
+        >>> units, ports = weight_grid(nn.Conv2d(4, 2, 3, groups=2))
+        >>> units.tolist(), ports.tolist()
+        ([[0, 0], [1, 1]], [[0, 1], [2, 3]])
+    """
+    a, b = layer.weight.shape[:2]
+    rows, columns = torch.arange(a)[:, None].expand(a, b), torch.arange(b)[None].expand(a, b)
+    groups = 1 if isinstance(layer, nn.Linear) else layer.groups
+    others = torch.div(rows, a // groups, rounding_mode="floor") * b + columns
+    return (others, rows) if isinstance(layer, Transposed) else (rows, others)
+
+
+def edge_products(
+    layer: Linear,
+    delta: Float[Tensor, "n ..."],
+    gradient: Float[Tensor, "n ..."],
+    edge_of: Int[Tensor, "a b"],
+    n_edges: int,
+) -> Float[Tensor, "edge n"]:
+    """<L(delta restricted to the edge's source), gradient restricted to the edge's target>, for every edge and pair.
+
+    Args:
+        layer: the linear layer L.
+        delta: change of its input.
+        gradient: of some number in its output, shaped like the output.
+        edge_of: edge of each entry of `weight_grid`; -1 belongs to no edge.
+        n_edges: length of the result.
+
+    Example:
+        >>> layer = nn.Linear(2, 1, bias=False)
+        >>> _ = layer.weight.data.copy_(torch.tensor([[3.0, 5.0]]))
+        >>> edge_products(layer, torch.ones(1, 2), torch.full((1, 1), 2.0), torch.tensor([[0, 1]]), 2).tolist()
+        [[6.0], [10.0]]
+    """
+    real = edge_of.flatten() >= 0
+    edges = edge_of.flatten()[real].to(delta.device)
+    result = delta.new_zeros(n_edges, len(delta))
+    step = max(1, _BLOCK // layer.weight.numel())
+    for start in range(0, len(delta), step):
+        rows = slice(start, start + step)
+        products = _weight_products(layer, delta[rows], gradient[rows]).flatten(1).T
+        kept = products if bool(real.all()) else products[real.to(delta.device)]
+        part = delta.new_zeros(n_edges, kept.shape[1]).index_add_(0, edges, kept)
+        result[:, rows] = part
+    return result
+
+
+def _weight_products(layer: Linear, delta: Tensor, gradient: Tensor) -> Float[Tensor, "n a b"]:
+    """The weight times each pair's own weight-gradient, summed over the kernel."""
+    weight = layer.weight.detach()
+    if isinstance(layer, nn.Linear):
+        own = gradient.flatten(1, -2).transpose(1, 2) @ delta.flatten(1, -2) if delta.ndim > 2 else None
+        return weight * (gradient[:, :, None] * delta[:, None, :] if own is None else own)
+    with torch.enable_grad():
+        own = weight.expand(len(delta), *weight.shape).clone().requires_grad_()
+        # a scalar, because autograd.grad with grad_outputs imports sympy on its first call, which takes a second
+        (pulled,) = torch.autograd.grad((_apply_each(layer, delta, own) * gradient).sum(), own)
+    return (pulled * weight).flatten(3).sum(-1)
+
+
+def _apply_each(layer: Convolution | Transposed, delta: Tensor, weights: Tensor) -> Float[Tensor, "n ..."]:
+    """Each pair through a weight of its own: pairs become groups of one big convolution.
+
+    `torch.vmap` does the same, but its first call imports torch's compiler, which takes seconds.
+    """
+    n, folded, weight = len(delta), delta.flatten(0, 1)[None], weights.flatten(0, 1)
+    if isinstance(layer, Transposed):
+        shape = (layer.stride, layer.padding, layer.output_padding, n * layer.groups, layer.dilation)
+        return _TRANSPOSED[weight.ndim](folded, weight, None, *shape)[0].unflatten(0, (n, -1))
+    padding: str | int | tuple[int, ...] = layer.padding
+    if layer.padding_mode != "zeros":
+        folded, padding = F.pad(folded, layer._reversed_padding_repeated_twice, mode=layer.padding_mode), 0
+    out = _DIRECT[weight.ndim](folded, weight, None, layer.stride, padding, layer.dilation, n * layer.groups)
+    return out[0].unflatten(0, (n, -1))
+
+
+def masked_weight(layer: Linear, keep: Int[Tensor, "a b"]) -> Tensor:
+    """The layer's weight with the entries of `weight_grid` where `keep` is 0 set to 0."""
+    return layer.weight.detach() * keep.view(*keep.shape, *[1] * (layer.weight.ndim - 2)).to(layer.weight)
+
+
+def weight_norms(layer: Linear, edge_of: Int[Tensor, "a b"], n_edges: int) -> Float[Tensor, " edge"]:
+    """L2 norm of each edge's weights: a baseline that has seen no data."""
+    squares = layer.weight.detach().square().flatten(2).sum(-1) if layer.weight.ndim > 2 else layer.weight.detach() ** 2
+    real = edge_of.flatten() >= 0
+    edges = edge_of.flatten()[real].to(squares.device)
+    return squares.new_zeros(n_edges).index_add_(0, edges, squares.flatten()[real.to(squares.device)]).sqrt()

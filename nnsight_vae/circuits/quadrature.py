@@ -1,0 +1,114 @@
+"""Gradients averaged along a straight path, with few nodes and a known total: calibrated Gauss-Legendre quadrature."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Rule = Sequence[tuple[float, float]]  # (position on the path from base to source, weight)
+
+_MOST = 10.0  # root mean square by which calibration may change a pair's weights, relative to them
+
+
+class PathGradients(NamedTuple):
+    """Gradients averaged along the path from base to source.
+
+    Attributes:
+        means: for each target, one tensor per start, shaped like it.
+        gap: what the uncalibrated quadrature is off by in each pair's total effect.
+    """
+
+    means: list[list[Tensor]]
+    gap: Float[Tensor, "target pair"]
+
+
+def gauss_legendre(nodes: int) -> Rule:
+    """Positions and weights of Gauss-Legendre quadrature on [0, 1].
+
+    Example:
+        >>> gauss_legendre(1)
+        [(0.5, 1.0)]
+    """
+    positions, weights = np.polynomial.legendre.leggauss(nodes)
+    return [(float(t), float(w)) for t, w in zip((positions + 1) / 2, weights / 2, strict=True)]
+
+
+def path_gradients(
+    starts: Sequence[Float[Tensor, "n ..."]],
+    changes: Sequence[Float[Tensor, "n ..."]],
+    through: Callable[[list[Tensor]], Float[Tensor, "n target"]],
+    rule: Rule,
+    total: Float[Tensor, "target n"] | None = None,
+) -> PathGradients:
+    """sum_k w_k grad m(start + t_k change), pair by pair, with weights calibrated to the total where it is given.
+
+    With a_k = <change, grad m at t_k>, the integral of a over [0, 1] is m(source) - m(base), which is known. The weights
+    w_k (1 + lambda a_k) with lambda = (total - sum w a) / sum w a^2 are, of all that give the known total, those closest to
+    w_k; where they would differ from w_k more than tenfold (root mean square) they go only that far, and the rest of the
+    error stays visible. On networks with kinks this removes most of the error of few nodes, not only of the sum.
+
+    Args:
+        starts: base activations.
+        changes: source minus base.
+        through: m as a function of the activations; one column per target.
+        rule: nodes and weights.
+        total: m(source) - m(base); None: no calibration.
+
+    Returns: averaged gradients and the error of the plain quadrature (0 where no total is given).
+
+    Source: calibration of weights to a known total, Deville and Sarndal 1992, J. Am. Stat. Assoc. 87(418).
+
+    Example:
+        >>> cube = lambda points: points[0] ** 3
+        >>> out = path_gradients([torch.zeros(1, 1)], [torch.ones(1, 1)], cube, gauss_legendre(1), torch.ones(1, 1))
+        >>> out.means[0][0].item(), out.gap.item()  # the plain midpoint gives .75
+        (1.0, -0.25)
+    """
+    means: list[list[Tensor]] = []
+    tilted: list[list[Tensor]] = []  # sum_k w_k a_k grad_k
+    first = second = torch.zeros(())  # sum_k w_k a_k and sum_k w_k a_k^2, [target, pair]
+    for position, weight in rule:
+        with torch.enable_grad():
+            points = [(a + position * d).detach().requires_grad_() for a, d in zip(starts, changes, strict=True)]
+            values = through(points)
+        n_targets = values.shape[1]
+        if not means:
+            means, tilted = ([[torch.zeros_like(a) for a in starts] for _ in range(n_targets)] for _ in range(2))
+            first, second = (values.new_zeros(n_targets, len(values), dtype=torch.float64) for _ in range(2))
+        if not values.requires_grad:
+            break
+        for t in range(n_targets):
+            gradients = torch.autograd.grad(
+                values[:, t].sum(), points, retain_graph=t + 1 < n_targets, allow_unused=True
+            )
+            used = [(i, g) for i, g in enumerate(gradients) if g is not None]
+            along = sum((_per_pair(g * changes[i]) for i, g in used), torch.zeros_like(first[t]))
+            first[t] += weight * along
+            second[t] += weight * along.square()
+            for i, g in used:
+                means[t][i] += weight * g
+                if total is not None:
+                    tilted[t][i] += weight * _scaled(g, along)
+    if total is None:
+        return PathGradients(means, torch.zeros_like(first))
+    gap = first - total
+    size = second.sqrt()
+    factor = torch.where(size > 0, -gap / second, 0.0)
+    factor = torch.where(gap.abs() > _MOST * size, factor * _MOST * size / gap.abs(), factor)
+    for t, parts in enumerate(means):
+        for mean, tilt in zip(parts, tilted[t], strict=True):
+            mean += _scaled(tilt, factor[t])
+    return PathGradients(means, gap)
+
+
+def _per_pair(tensor: Tensor) -> Float[Tensor, " n"]:
+    return tensor.flatten(1).sum(1, dtype=torch.float64)
+
+
+def _scaled(tensor: Tensor, by: Float[Tensor, " n"]) -> Tensor:
+    return tensor * by.to(tensor.dtype).view(-1, *[1] * (tensor.ndim - 1))

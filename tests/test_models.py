@@ -139,30 +139,33 @@ def test_a_bundled_model_reaches_its_recorded_losses_on_fresh_images(name, draw)
     torch.testing.assert_close(correlation, torch.tensor(held_out["correlation"]), rtol=0, atol=0.2)
 
 
-def test_the_labelled_model_moves_one_factor_per_latent_and_the_unsupervised_one_does_not():
+def effects(name: str, images: torch.Tensor, readout) -> torch.Tensor:
+    """|change of factor f, in its sd, per sd of z_k|: half of z_k one sd above minus one below, `[latent, factor]`."""
+    module = load_module(name)
+    rows = []
+    with torch.no_grad():
+        mu = module.encode(images)[0]
+        for k in range(mu.shape[1]):
+            low, high = mu.clone(), mu.clone()
+            low[:, k], high[:, k] = mu[:, k].mean() - mu[:, k].std(), mu[:, k].mean() + mu[:, k].std()
+            rows.append((readout(module.decode(high)) - readout(module.decode(low))).mean(0) / 2)
+    return torch.stack(rows).abs()
+
+
+def test_each_labelled_latent_moves_its_own_factor_and_hardly_another():
     data = load("pendulum")
-    readout, batch = data.readout(), data.sample_independent(200, seed=654)
+    for batch in (data.sample(200, seed=654), data.sample_independent(200, seed=654)):
+        tied = effects("pendulum-labelled-vae", batch.images, data.readout())[:4]
+        assert tied.diagonal().min() > 0.8
+        assert (tied - tied.diagonal().diag()).max() < 0.1
 
-    def effects(name: str) -> torch.Tensor:
-        """|change of factor f, in its sd, as z_k goes from -1 to +1 posterior-mean sd| / 2 for the latents k."""
-        module = load_module(name)
-        rows = []
-        with torch.no_grad():
-            mu = module.encode(batch.images)[0]
-            for k in range(mu.shape[1]):
-                step = torch.zeros(mu.shape[1])
-                step[k] = mu[:, k].std()
-                rows.append((readout(module.decode(mu + step)) - readout(module.decode(mu - step))).mean(0) / 2)
-        return torch.stack(rows).abs()
 
-    labelled = effects("pendulum-labelled-vae")[:4]
-    assert labelled.diagonal().min() > 0.5
-    assert (labelled - labelled.diagonal().diag()).max() < 0.15
-    assert (labelled.argmax(1) == torch.arange(4)).all()
-
-    mixed = effects("pendulum-beta-vae")
-    second = mixed.sort(1, descending=True).values[:, 1]
-    assert (second > 0.3).sum() >= 2, "at least two unsupervised latents move a second factor"
+def test_unsupervised_latents_mix_factors():
+    data = load("pendulum")
+    found = effects("pendulum-beta-vae", data.sample(200, seed=654).images, data.readout())
+    second = found.sort(1, descending=True).values[:, 1]
+    assert (second > 0.25).sum() >= 2, "latents that move a second factor"
+    assert found[:, 0].max() < 0.7, "no latent is the angle's own"
 
 
 @pytest.fixture

@@ -111,6 +111,7 @@ def measure(module: GaussianVAE, data: Procedural, batch: Batch) -> dict[str, An
 
     Returns:
         reconstruction, mse: Bernoulli nats per image, and mean squared error per pixel.
+        reconstruction_floor: the nats of a perfect reconstruction, not 0 since pixels are not all black or white.
         kl, kl_per_latent: nats per image. active: the latents with at least 0.1 nats.
         correlation: of mu_k with each factor, `[latent][factor]`.
         readout_r2: of the factors read from reconstructions, against the true ones.
@@ -130,6 +131,7 @@ def measure(module: GaussianVAE, data: Procedural, batch: Batch) -> dict[str, An
     return {
         "images": len(batch),
         "reconstruction": float(reconstruction_loss(reconstruction, batch.images).mean()),
+        "reconstruction_floor": float(reconstruction_loss(batch.images, batch.images).mean()),
         "mse": float((reconstruction - batch.images).square().mean()),
         "kl": float(kl.sum()),
         "kl_per_latent": _rounded(kl),

@@ -44,11 +44,11 @@ class Intervention:
         except (ValueError, KeyError, AttributeError, TypeError):
             raise InterventionError(f"not an intervention in JSON: {text[:80]!r}; write one with .to_json().") from None
         kinds = {kind.__name__: kind for kind in Intervention.__subclasses__()}
-        if name not in kinds:
+        if not isinstance(name, str) or name not in kinds:
             raise InterventionError(f"unknown intervention {name!r}; known: {', '.join(sorted(kinds))}.")
         try:
             return kinds[name](**{key: _decode(value) for key, value in payload.items()})
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise InterventionError(f"{name} in JSON does not fit: {error}.") from None
 
     def __eq__(self, other: object) -> bool:
@@ -57,7 +57,9 @@ class Intervention:
         return all(_same(getattr(self, f.name), getattr(other, f.name)) for f in fields(self))  # type: ignore[arg-type]
 
     def __hash__(self) -> int:
-        return hash(repr(self))
+        # Of what equality compares, so that equal ones (1 and 1.0, 0.0 and -0.0) agree; of a tensor, its shape will do.
+        values = (getattr(self, f.name) for f in fields(self))  # type: ignore[arg-type]
+        return hash((type(self).__name__, *(tuple(v.shape) if isinstance(v, Tensor) else v for v in values)))
 
     def __repr__(self) -> str:
         parts = []
@@ -188,8 +190,8 @@ def _batch(owner: Intervention, name: str, value: Any) -> None:
 
 
 def _whole(owner: Intervention, name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InterventionError(f"{type(owner).__name__} needs an integer {name}, got {value!r}.")
+    if isinstance(value, bool) or not isinstance(value, int) or not -(2**63) <= value < 2**63:
+        raise InterventionError(f"{type(owner).__name__} needs a 64-bit integer {name}, got {value!r}.")
 
 
 def _show(value: Any) -> str:

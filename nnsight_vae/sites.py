@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from nnsight_vae.errors import SiteError
 
@@ -76,8 +76,8 @@ class Selection:
     indices: tuple[int, ...] | None = None
 
     def __str__(self) -> str:
-        if self.indices is None:
-            return self.site
+        if not self.indices:
+            return self.site if self.indices is None else f"{self.site}[]"
         first, last = self.indices[0], self.indices[-1]
         if len(self.indices) > 1 and self.indices == tuple(range(first, last + 1)):
             return f"{self.site}[{first}:{last + 1}]"
@@ -109,6 +109,10 @@ class Sites(Mapping[str, Site]):
 
     def __getitem__(self, name: str) -> Site:
         return self._named_in(name, name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The site, or the default where there is none of this name (a `Mapping`'s own get knows only `KeyError`)."""
+        return self._sites.get(name, default)
 
     def __contains__(self, name: object) -> bool:
         return name in self._sites

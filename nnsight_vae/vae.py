@@ -334,8 +334,9 @@ class VAE(NNsight):
         for x in probe.candidate_inputs(module):
             returned = self._returned(x)
             # A model that flattens its input itself runs on flat vectors too; it gives back the shape it is meant for.
-            if returned not in (None, x.shape[1:]) and x[0].numel() == torch.Size(returned).numel():
-                returned, x = self._returned(x.reshape(len(x), *returned)), x.reshape(len(x), *returned)
+            if returned is not None and returned != x.shape[1:] and x[0].numel() == torch.Size(returned).numel():
+                x = x.reshape(len(x), *returned)
+                returned = self._returned(x)
             if returned == x.shape[1:]:
                 self._layouts = {tuple(x.shape[1:]): self._probe(x)}
                 return

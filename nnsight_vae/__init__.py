@@ -52,7 +52,7 @@ _EXPORTS = {
     "export": "circuits.export",
     "read_circuit": "circuits.export",
 }
-_SUBPACKAGES = ("adapters", "attribution", "causal", "circuits", "datasets", "metrics", "models", "readouts", "report")
+_SUBPACKAGES = ("adapters", "attribution", "causal", "circuits", "datasets", "metrics", "models", "plots", "readouts", "report")
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,14 @@ import torch
 from torch.distributions import Bernoulli, Independent, MultivariateNormal, Normal, kl_divergence
 
 from nnsight_vae.errors import DataError
-from nnsight_vae.models.objectives import Objective, gaussian_kl, label_loss, reconstruction_loss, standardise
+from nnsight_vae.models.objectives import (
+    OBJECTIVES,
+    Objective,
+    gaussian_kl,
+    label_loss,
+    reconstruction_loss,
+    standardise,
+)
 
 
 @pytest.fixture
@@ -68,6 +75,17 @@ def test_at_the_exact_posterior_of_a_linear_gaussian_model_the_loss_is_minus_the
 
     evidence = MultivariateNormal(b, torch.outer(w, w) + sd**2 * torch.eye(4, dtype=torch.float64)).log_prob(x)
     torch.testing.assert_close(loss, -evidence.mean())
+
+
+def test_beta_4_at_sd_01_has_the_gradient_directions_of_beta_1_at_sd_02(generator):
+    x, r = torch.rand(2, 6, 1, 4, 4, generator=generator)
+    mu, logvar = torch.randn(2, 6, 3, generator=generator)
+    gradients = []
+    for objective in (OBJECTIVES["beta-vae"], Objective(likelihood="gaussian", sd=0.2)):
+        leaves = [tensor.clone().requires_grad_() for tensor in (r, mu, logvar)]
+        objective.losses(leaves[0], x, *leaves[1:]).total.backward()
+        gradients.append(torch.cat([leaf.grad.flatten() for leaf in leaves]))
+    torch.testing.assert_close(gradients[0], 4 * gradients[1])
 
 
 def test_the_label_loss_ties_only_the_first_latents(generator):

@@ -16,7 +16,7 @@ from nnsight_vae.errors import DataError, NnsightVaeError
 from nnsight_vae.models import training
 from nnsight_vae.models.bundle import load_module
 from nnsight_vae.models.files import read_tensors
-from nnsight_vae.models.objectives import Objective
+from nnsight_vae.models.objectives import OBJECTIVES, Objective
 from nnsight_vae.models.training import Labels, train
 
 STEPS = 23
@@ -207,6 +207,14 @@ def test_the_learning_rate_falls_along_a_cosine_to_a_fiftieth(monkeypatch):
 def test_training_lowers_the_loss():
     history = run(steps=400, lr=3e-3).config["history"]
     assert history[-1]["loss"] < 0.8 * history[0]["loss"]
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_named_objectives_do_not_collapse_on_small_images(name):
+    images, _ = blobs(512, seed=2)
+    trained = run(images=images, objective=OBJECTIVES[name], steps=600, batch_size=32, lr=3e-3)
+    assert trained.config["objective"]["name"] == name
+    assert trained.config["history"][-1]["kl"] > 1
 
 
 def test_labels_tie_latent_k_to_factor_k():

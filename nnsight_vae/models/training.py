@@ -274,7 +274,7 @@ def _progress_bar(shown: bool, run: Run, steps: int) -> Iterator[Callable[[], No
         task = bar.add_task("", total=steps, completed=run.step)
 
         def advance() -> None:
-            loss = f"loss {run.history[-1]['loss']:.1f} nats" if run.history else ""
+            loss = "loss {loss:.1f} nats, KL {kl:.1f}".format(**run.history[-1]) if run.history else ""
             bar.update(task, completed=run.step, description=loss)
 
         yield advance

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable
@@ -97,7 +98,7 @@ def train(
     data: Data,
     out: Out,
     objective: Annotated[str, typer.Option(help="vae or beta-vae.")] = "beta-vae",
-    beta: Annotated[float, typer.Option(min=0.0, help="Weight of the KL of beta-vae.")] = 4.0,
+    beta: Annotated[float | None, typer.Option(min=0.0, help="Weight of the KL; default: the objective's own.")] = None,
     network: Annotated[str, typer.Option(help="conv or mlp.")] = "conv",
     latent: Annotated[int, typer.Option(min=1)] = 8,
     images: Annotated[
@@ -111,15 +112,18 @@ def train(
     """Train a VAE; the same command again continues an interrupted run."""
     import nnsight_vae as nv
     from nnsight_vae.errors import DataError
-    from nnsight_vae.models.objectives import Objective
+    from nnsight_vae.models.objectives import OBJECTIVES
 
     networks = {"conv": "ConvVAE", "mlp": "MLPVAE"}
-    if network not in networks or objective not in ("vae", "beta-vae"):
-        raise DataError(f"got network {network!r}, objective {objective!r}; expected conv or mlp, and vae or beta-vae.")
+    if network not in networks or objective not in OBJECTIVES:
+        raise DataError(
+            f"got network {network!r}, objective {objective!r}; expected one of {', '.join(networks)}, and {', '.join(OBJECTIVES)}."
+        )
+    chosen = OBJECTIVES[objective] if beta is None else dataclasses.replace(OBJECTIVES[objective], beta=beta)
     dataset = nv.datasets.load(data)
     nv.models.train(
         dataset.images_u8(min(images, dataset.n_images or images), seed=seed),
-        objective=Objective(beta=beta if objective == "beta-vae" else 1.0),
+        objective=chosen,
         architecture=networks[network],
         arguments={"latent": latent},
         steps=steps,

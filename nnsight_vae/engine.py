@@ -7,7 +7,7 @@ scale), so a chunk of K single-unit interventions on n examples is one indexed w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -27,6 +27,7 @@ CHUNK_BYTES = 8 * 2**20
 MIN_ROWS = 16
 
 Joint = dict[Selection, Intervention]
+K = TypeVar("K", bound=Key)  # a mapping is invariant in its keys: {Unit: ...} is no Mapping[Key, ...]
 
 
 class Output(NamedTuple):
@@ -39,7 +40,7 @@ class Output(NamedTuple):
 
 
 def intervene(
-    vae: VAE, x: Float[Tensor, "n *image"], interventions: Mapping[Key, Intervention], *, eps: Tensor | None = None
+    vae: VAE, x: Float[Tensor, "n *image"], interventions: Mapping[K, Intervention], *, eps: Tensor | None = None
 ) -> Output:
     """Run a VAE with interventions, all applied at once.
 
@@ -87,7 +88,7 @@ def intervene(
 def run_interventions(
     vae: VAE,
     x: Float[Tensor, "n *image"],
-    plan: Sequence[Mapping[Key, Intervention]],
+    plan: Sequence[Mapping[K, Intervention]],
     read: Readout,
     *,
     eps: Tensor | None = None,
@@ -179,7 +180,7 @@ def checked_batch(vae: VAE, x: Tensor, eps: Tensor | None) -> tuple[Tensor, Tens
     return x, eps.to(x)
 
 
-def _joint(vae: VAE, interventions: Mapping[Key, Intervention]) -> Joint:
+def _joint(vae: VAE, interventions: Mapping[K, Intervention]) -> Joint:
     sites = vae.sites
     joint: Joint = {}
     for key, intervention in interventions.items():

@@ -41,9 +41,9 @@ def load(spec: str | Path, weights: str | Path | None = None) -> VAE:
         return VAE(load_module(spec))
     made = _make(match["module"], match["function"], str(spec))
     if weights is not None:
-        from nnsight_vae.models.files import fit_weights, read_tensors
+        from nnsight_vae.models import load_weights
 
-        fit_weights(made.module if isinstance(made, VAE) else made, read_tensors(Path(weights))[0], str(weights))
+        load_weights(made.module if isinstance(made, VAE) else made, weights)
     return made if isinstance(made, VAE) else VAE(made)
 
 

@@ -229,6 +229,6 @@ def test_what_cannot_be_loaded_says_why(folder, tmp_path):
 
 def test_the_package_lists_what_it_exports_and_refuses_the_rest():
     assert {"ConvVAE", "MLPVAE", "train", "zoo", "load_module"} <= set(dir(models))
-    assert all(getattr(models, name) is not None for name in models._EXPORTS)
+    assert all(getattr(models, name) is not None for name in models.__all__)
     with pytest.raises(AttributeError, match="nothing_here"):
         _ = models.nothing_here

@@ -1,64 +1,6 @@
 """Images with ground-truth factors: procedural worlds with an exact SCM, real digits, and your own files."""
 
-from __future__ import annotations
+import lazy_loader
 
-import importlib
-import os
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from ..errors import DataError
-
-if TYPE_CHECKING:
-    from .base import Dataset
-
-# public name -> submodule that defines it. Loaded on first use, so importing stays cheap.
-_EXPORTS = {
-    "Arrays": "arrays",
-    "Batch": "base",
-    "Dataset": "base",
-    "Procedural": "procedural",
-    "from_arrays": "arrays",
-    "from_path": "files",
-}
-# dataset name -> (submodule, function that makes it)
-_BUILT_IN = {
-    "digits": ("digits", "digits"),
-    "pendulum": ("pendulum", "pendulum"),
-}
-
-
-def load(name: str | os.PathLike[str]) -> Dataset:
-    """A dataset by name, or from a folder or `.npz` file (see `from_path`).
-
-    Args:
-        name: "pendulum" (procedural, exact SCM), "digits" (real images, measured factors), or a path.
-
-    Raises:
-        DataError: if it is neither the name of a dataset nor an existing path, or the files are not as expected.
-
-    Example:
-        >>> load("pendulum").factors
-        ('angle', 'light', 'shadow_length', 'shadow_position')
-    """
-    if isinstance(name, str) and name in _BUILT_IN:
-        module, function = _BUILT_IN[name]
-        return getattr(importlib.import_module(f"{__name__}.{module}"), function)()
-    if not Path(name).exists():
-        raise DataError(
-            f"No dataset {os.fspath(name)!r}: it is neither one of {', '.join(_BUILT_IN)} nor an existing path. "
-            "A path is a folder with images and factors.csv, or an .npz file with 'images' and 'factors'."
-        )
-    from .files import from_path
-
-    return from_path(name)
-
-
-def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        return getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_EXPORTS])
+# What is public, and where it lives, is written once: in __init__.pyi, which type checkers read too.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,24 +1,6 @@
 """Metrics: pure functions of arrays."""
 
-from __future__ import annotations
+import lazy_loader
 
-import importlib
-from typing import Any
-
-_EXPORTS = {
-    "causal_effect_strength": "causal",
-    "intervention_specificity": "causal",
-    "circuit_modularity": "causal",
-    "LatentScores": "scores",
-    "Score": "scores",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        return getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_EXPORTS])
+# What is public, and where it lives, is written once: in __init__.pyi, which type checkers read too.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -25,6 +25,7 @@ from nnsight_vae.levels.latent_metrics import latent_metrics
 from nnsight_vae.levels.latents import posterior_quantiles
 from nnsight_vae.levels.mediation import mediate
 from nnsight_vae.levels.patching import patch_activations
+from nnsight_vae.metrics.causal import Form
 from nnsight_vae.pairs import Pairs
 from nnsight_vae.plots import plot_traversals
 from nnsight_vae.provenance import provenance
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 TOP = 5  # units shown per factor in the summary; the tables hold all
 STEPS = 9  # images of a traversal
+FORMS: tuple[Form, Form] = ("normalised", "raw")
 
 
 @dataclass(frozen=True)
@@ -195,11 +197,10 @@ class _Run:
         """Measuring effect strength, specificity and modularity."""
         import pandas as pd
 
-        found = {form: latent_metrics(self.vae, self.batch.images[:200], form=form, seed=self.settings.seed)  # type: ignore[arg-type]
-                 for form in ("normalised", "raw")}  # fmt: skip
-        frames = [scores.to_frame() for pair in found.values() for scores in (pair.effect_strength, pair.specificity)]
+        x, seed = self.batch.images[:200], self.settings.seed
+        best, raw = (latent_metrics(self.vae, x, form=form, seed=seed) for form in FORMS)
+        frames = [scores.to_frame() for found in (best, raw) for scores in (found.effect_strength, found.specificity)]
         self.folder.table("metrics.csv", pd.concat(frames, ignore_index=True))
-        best = found["normalised"]
         self.sections["metrics"] = {
             "effect_strength": list(best.effect_strength.values),
             "specificity": list(best.specificity.values),

@@ -1,0 +1,45 @@
+"""Datasets by name or path."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import DataError
+
+if TYPE_CHECKING:
+    from .base import Dataset
+
+# dataset name -> (submodule, function that makes it)
+_BUILT_IN = {
+    "digits": ("digits", "digits"),
+    "pendulum": ("pendulum", "pendulum"),
+}
+
+
+def load(name: str | os.PathLike[str]) -> Dataset:
+    """A dataset by name, or from a folder or `.npz` file (see `from_path`).
+
+    Args:
+        name: "pendulum" (procedural, exact SCM), "digits" (real images, measured factors), or a path.
+
+    Raises:
+        DataError: if it is neither the name of a dataset nor an existing path, or the files are not as expected.
+
+    Example:
+        >>> load("pendulum").factors
+        ('angle', 'light', 'shadow_length', 'shadow_position')
+    """
+    if isinstance(name, str) and name in _BUILT_IN:
+        module, function = _BUILT_IN[name]
+        return getattr(importlib.import_module(f"nnsight_vae.datasets.{module}"), function)()
+    if not Path(name).exists():
+        raise DataError(
+            f"No dataset {os.fspath(name)!r}: it is neither one of {', '.join(_BUILT_IN)} nor an existing path. "
+            "A path is a folder with images and factors.csv, or an .npz file with 'images' and 'factors'."
+        )
+    from .files import from_path
+
+    return from_path(name)

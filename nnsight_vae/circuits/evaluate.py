@@ -127,7 +127,7 @@ def faithfulness(
     cuts = cuts_of(chain, pairs.factor or "intervention", readout.names)
     positions = _positions(circuit, cuts)
     order = _strongest_first(circuit, positions)
-    sizes = sorted({round(len(order) * (i / points) ** 2) for i in range(1, points + 1)})
+    sizes = sorted({min(len(order), max(1, round(len(order) * (i / points) ** 2))) for i in range(1, points + 1)})
     subsets = [_kept(cuts, [positions[edge] for edge in order[:size]]) for size in sizes]
     subsets.append(_between(cuts, set(circuit)))
 

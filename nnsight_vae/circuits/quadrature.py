@@ -12,7 +12,7 @@ from torch import Tensor
 
 Rule = Sequence[tuple[float, float]]  # (position on the path from base to source, weight)
 
-_MOST = 10.0  # root mean square by which calibration may change a pair's weights, relative to them
+_MOST = 1.0  # root mean square by which calibration may change a pair's weights, relative to them
 
 
 class PathGradients(NamedTuple):
@@ -49,8 +49,9 @@ def path_gradients(
 
     With a_k = <change, grad m at t_k>, the integral of a over [0, 1] is m(source) - m(base), which is known. The weights
     w_k (1 + lambda a_k) with lambda = (total - sum w a) / sum w a^2 are, of all that give the known total, those closest to
-    w_k; where they would differ from w_k more than tenfold (root mean square) they go only that far, and the rest of the
-    error stays visible. On networks with kinks this removes most of the error of few nodes, not only of the sum.
+    w_k; where they would differ from w_k by more than 100 % (root mean square) they go only that far, and the rest of the
+    error stays visible. On a trained network with oriented pairs this takes out most of the error of few nodes, edge by edge
+    and not only in the sum; where large edges cancel to a small total (random weights, random pairs) it can add as much.
 
     Args:
         starts: base activations.

@@ -27,8 +27,8 @@ def map_tensors(function: Callable[..., Any], *values: Any) -> Any:
     if dataclasses.is_dataclass(first) and not isinstance(first, type):
         names = [f.name for f in dataclasses.fields(first) if f.init]
         parts = {name: map_tensors(function, *(getattr(v, name) for v in values)) for name in names}
-        # A diffusers output is a dict and a dataclass; it must be rebuilt from its fields, not copied as a dict.
-        return type(first)(**parts) if isinstance(first, dict) else dataclasses.replace(first, **parts)
+        # Before dict: a diffusers output is both, and cannot be built or copied without its fields.
+        return dataclasses.replace(first, **parts)
     if isinstance(first, dict):
         items = {key: map_tensors(function, *(v[key] for v in values)) for key in first}
         return items if type(first) is dict else type(first)(items)

@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import threading
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 from vaes import MLPVAE, ConvVAE, all_vaes, images, seeded
 
@@ -90,16 +89,14 @@ def test_gradients_reach_the_input_and_the_sites(conv):
 
 # ---------------------------------------------------------------------- what a saved value is
 class Rewriting(nn.Module):
-    """A functional in-place op, and a view, behind modules whose outputs are sites."""
+    """A functional in-place op behind a module whose output is a site."""
 
     def __init__(self):
         super().__init__()
-        self.body, self.flat, self.head = nn.Linear(6, 4), nn.Flatten(), nn.Linear(4, 4)
-        self.out = nn.Linear(2, 6)
+        self.body, self.head, self.out = nn.Linear(6, 4), nn.Linear(4, 4), nn.Linear(2, 6)
 
     def encode(self, x):
-        h = F.relu(self.body(x), inplace=True)
-        return self.head(self.flat(h)).chunk(2, 1)
+        return self.head(F.relu(self.body(x), inplace=True)).chunk(2, 1)
 
     def decode(self, z):
         return self.out(z)
@@ -113,6 +110,11 @@ def test_a_saved_activation_is_what_its_site_computed(conv):
             saved = vae.encoder[0].output.save()
     assert torch.equal(saved, want)
     assert (saved < 0).any()
+    hooked = []  # plain hooks, Captum's among them, see it too
+    handle = model.encoder[0].register_forward_hook(lambda module, args, output: hooked.append(output))
+    vae(x)
+    handle.remove()
+    assert torch.equal(hooked[0], want)
     vae.unwrap()
     assert model.encoder[1].inplace
 
@@ -222,50 +224,6 @@ def test_an_exception_in_the_block_or_the_model_leaves_everything_usable(interru
     assert torch.equal(out, want)
 
 
-BAD = {
-    "uint8": (torch.zeros(2, 3, 16, 16, dtype=torch.uint8), r"\.float\(\) / 255"),
-    "nan": (torch.full((2, 3, 16, 16), torch.nan), "NaN or infinite values in 2 of 2"),
-    "infinite": (torch.full((2, 3, 16, 16), torch.inf), "NaN or infinite"),
-    "empty": (torch.zeros(0, 3, 16, 16), "non-empty batch"),
-    "no batch axis": (torch.zeros(3), "non-empty batch"),
-    "channels": (torch.zeros(2, 1, 16, 16), r"cannot run x of shape \(2, 1, 16, 16\).*\('n', 3, 16, 16\)"),
-    "size": (torch.zeros(2, 3, 20, 20), r"cannot run x of shape \(2, 3, 20, 20\)"),
-    "double": (torch.zeros(2, 3, 16, 16, dtype=torch.float64), r"float64.*float32"),
-    "integers": (torch.zeros(2, 3, 16, 16, dtype=torch.int64), "int64"),
-    "array": (np.zeros((2, 3, 16, 16), np.float32), "torch.as_tensor"),
-    "list": ([[0.0]], "got list"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_inputs_are_refused(name, conv):
-    _, vae, _ = conv
-    x, message = BAD[name]
-    for call in (vae, vae.encode, vae.verify, lambda x: nv.intervene(vae, x, {"latent.z": nv.Zero()})):
-        with pytest.raises(nv.DataError, match=message):
-            call(x)
-    for fn in (None, "encode"):
-        with pytest.raises(nv.DataError, match=message):
-            with vae.trace(x, fn=fn):
-                never = vae.latent.z.output.save()  # noqa: F841
-
-
-def test_bad_latents_and_noise_are_refused(conv):
-    _, vae, x = conv
-    for z in (torch.zeros(2, 6), torch.zeros(2, 5, 1), torch.full((2, 5), torch.nan), torch.zeros(2, 5).double()):
-        with pytest.raises(nv.DataError):
-            vae.decode(z)
-        with pytest.raises(nv.DataError):
-            with vae.trace(z, fn="decode"):
-                never = vae.output.save()
-    for eps in (torch.zeros(1, 5), torch.zeros(5), torch.full((4, 5), torch.nan), 0.0, torch.zeros(4, 5).long()):
-        with pytest.raises(nv.DataError, match="eps"):
-            vae(x, eps=eps)
-        with pytest.raises(nv.DataError, match="eps"):
-            with vae.trace(x, eps=eps):
-                never = vae.output.save()  # noqa: F841
-
-
 # ---------------------------------------------------------------------- threads, captum, global state
 def test_threads_share_one_vae(conv):
     model, vae, _ = conv
@@ -328,6 +286,17 @@ def test_nothing_global_and_nothing_of_the_module_changes(model):
         assert tensor.requires_grad == before[name][1]
 
 
+def test_wrapping_a_model_that_draws_leaves_the_random_state():
+    class Dithering(MLPVAE):
+        def decode(self, z):
+            return super().decode(z + 1e-3 * torch.randn_like(z))
+
+    model = seeded(Dithering())
+    state = torch.get_rng_state()
+    nv.VAE(model)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_it_works_under_inference_mode():
     model = seeded(MLPVAE())
     x = images(model, 2)
@@ -358,13 +327,16 @@ def test_batch_statistics_in_eval_mode_are_warned_of():
         nv.VAE(model)
 
 
-def test_edits_stay_on_their_twin(conv):
-    _, vae, x = conv
-    with vae.edit() as (_, edited):
+def test_edits_stay_on_their_twin_which_needs_no_other():
+    model = seeded(ConvVAE())
+    held, x = [nv.VAE(model)], images(model, 2)
+    mu = held[0].encode(x).mu
+    with held[0].edit() as (_, edited):
         edited.latent.z.output[:, 0] = 5.0
+    with torch.no_grad(), held[0].trace(x):
+        plain = held[0].latent.z.output.save()
+    held.clear()
     with torch.no_grad(), edited.trace(x):
-        z: Tensor = edited.latent.z.output.save()
-    with torch.no_grad(), vae.trace(x):
-        plain = vae.latent.z.output.save()
+        z = edited.latent.z.output.save()
+    assert torch.equal(plain, mu)
     assert (z[:, 0] == 5.0).all()
-    assert torch.equal(plain, vae.encode(x).mu)

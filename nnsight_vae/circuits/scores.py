@@ -52,7 +52,7 @@ def score_edges(
     readout: Readout,
     *,
     method: Method = "ig",
-    nodes: int = 4,
+    nodes: int = 8,
     direction: Direction = "noising",
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,

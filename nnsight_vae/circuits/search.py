@@ -30,7 +30,7 @@ def extract_circuit(
     readout: Readout,
     *,
     method: Method = "ig",
-    nodes: int = 4,
+    nodes: int = 8,
     direction: Direction = "noising",
     q: float = 0.05,
     mass: float = 0.9,

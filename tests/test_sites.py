@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from vaes import ConvVAE, ResidualVAE, images, seeded
@@ -14,6 +14,9 @@ from vaes import ConvVAE, ResidualVAE, images, seeded
 import nnsight_vae as nv
 from nnsight_vae.layout import site_name
 from nnsight_vae.sites import Sites
+
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
 
 SITES = Sites(
     [

@@ -233,7 +233,9 @@ class VAETracer(InterleavingTracer):
                 if isinstance(error, SiteError):
                     raise
                 # Not bound to a name: an exception that its own frame refers to would keep the model until the next collection.
-                raise SiteOrderError(_order_message(vae, self.fn, str(error))).with_traceback(error.__traceback__) from None
+                raise SiteOrderError(_order_message(vae, self.fn, str(error))).with_traceback(
+                    error.__traceback__
+                ) from None
 
 
 def _order_message(vae: VAE, fn: Any, text: str) -> str:

@@ -52,9 +52,12 @@ class VAE(NNsight):
 
     _batcher_class = VAEBatcher
 
-    def __init__(self, module: nn.Module, adapter: Adapter | None = None, *, example: Tensor | None = None) -> None:
+    def __init__(
+        self, module: nn.Module | VAE, adapter: Adapter | None = None, *, example: Tensor | None = None
+    ) -> None:
         if isinstance(module, VAE):
-            module, adapter = module.module, adapter or module.adapter
+            older: VAE = module
+            module, adapter = older.module, adapter or older.adapter
         if not isinstance(module, nn.Module) or isinstance(module, torch.jit.ScriptModule):
             raise AdapterError(
                 f"nv.VAE wraps a torch.nn.Module with a Python forward, got {type(module).__name__}; pass the model itself."

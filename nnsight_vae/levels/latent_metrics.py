@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -50,12 +51,45 @@ class _Flat:
         return values.flatten(1)
 
 
+@dataclass(frozen=True)
+class LatentRuns:
+    """What the metrics are computed from; one set of runs serves both forms.
+
+    Attributes:
+        displacement: L2 distance of the output from the unperturbed one, per latent, clamped value and input.
+        change: change of every output element under do(z_k = 0).
+        unit_change: root mean square change of each unit of a decoder site under do(z_k = 0), over positions.
+        unit_sd: each unit's own standard deviation at that site, over inputs and positions.
+        spread: how far apart unperturbed outputs are (`nnsight_vae.metrics.causal.output_spread`).
+    """
+
+    displacement: Float[np.ndarray, "latent value example"]
+    change: Float[np.ndarray, "latent example element"]
+    unit_change: Float[np.ndarray, "latent example unit"]
+    unit_sd: Float[np.ndarray, " unit"]
+    spread: float
+
+    def metrics(self, form: Form = "normalised", seed: int = 0) -> LatentMetrics:
+        """The three metrics in one form; see `latent_metrics`."""
+        unit_change, spread = self.unit_change, None
+        if form == "normalised":  # each unit on its own scale, or the loudest channel is the whole profile
+            scale, spread = np.where(self.unit_sd > 0, self.unit_sd, 1.0), self.spread
+            unit_change = unit_change / scale
+        return LatentMetrics(
+            causal_effect_strength(self.displacement, form=form, spread=spread, seed=seed),
+            intervention_specificity(self.change, form=form, seed=seed),
+            circuit_modularity(unit_change, form=form, seed=seed),
+        )
+
+
 def latent_metrics(
     vae: VAE, x: Float[Tensor, "n *image"], *, form: Form = "normalised", site: str | None = None, seed: int = 0
 ) -> LatentMetrics:
     """Causal effect strength and intervention specificity per latent, and circuit modularity of the decoder.
 
     Latents are clamped to 7 values from -3 to 3 (effect strength) or to 0 (specificity, modularity), at posterior means.
+    Modularity compares root mean square changes of the units of one decoder site; in the normalised form in units of each
+    unit's own standard deviation over inputs.
 
     Args:
         vae: the model.
@@ -79,36 +113,41 @@ def latent_metrics(
         >>> len(latent_metrics(vae, torch.rand(12, 1, 8, 8)).effect_strength.values)
         3
     """
+    return latent_runs(vae, x, site).metrics(form, seed)
+
+
+def latent_runs(vae: VAE, x: Float[Tensor, "n *image"], site: str | None = None) -> LatentRuns:
+    """Clamp every latent and keep what the metrics need; arguments as for `latent_metrics`."""
     x, _ = checked_batch(vae, x, None)
-    site = _decoder_site(vae, site)
-    whole = _Flat(vae.sites["output"].shape)
-    at_site = _Flat(vae.sites[site].shape, site)
-    base = baseline(vae, x, whole)
-    n_latents = vae.sites["latent.z"].n_units
+    where = vae.sites[_decoder_site(vae, site)]
+    whole, at_site = _Flat(vae.sites["output"].shape), _Flat(where.shape, where.name)
+    base, base_at_site = baseline(vae, x, whole), baseline(vae, x, at_site)
+    latents = range(vae.sites["latent.z"].n_units)
 
-    def displacement(k: int) -> Float[np.ndarray, "value example"]:
-        moved = run_interventions(vae, x, [{Unit("latent.z", k): Set(float(v))} for v in CLAMPS], whole)
-        return (moved - base).norm(dim=-1).cpu().numpy()
+    def clamped(k: int, values: Sequence[float], read: _Flat, before: Tensor) -> Tensor:
+        return run_interventions(vae, x, [{Unit("latent.z", k): Set(float(v))} for v in values], read) - before
 
-    def zeroed(read: _Flat, before: Tensor) -> Iterator[Float[np.ndarray, "example unit"]]:
-        for k in range(n_latents):
-            yield (run_interventions(vae, x, [{Unit("latent.z", k): Set(0.0)}], read)[0] - before).cpu().numpy()
-
-    changes = np.stack([_per_unit(change, vae.sites[site]) for change in zeroed(at_site, baseline(vae, x, at_site))])
-    spread = output_spread(base.cpu().numpy()) if form == "normalised" else None
-    return LatentMetrics(
-        causal_effect_strength(
-            np.stack([displacement(k) for k in range(n_latents)]), form=form, spread=spread, seed=seed
-        ),
-        intervention_specificity(zeroed(whole, base), form=form, seed=seed),
-        circuit_modularity(changes, form=form, seed=seed),
+    zeroed = [_per_unit(clamped(k, (0.0,), at_site, base_at_site)[0].cpu().numpy(), where) for k in latents]
+    activation = _units_first(base_at_site.cpu().numpy(), where)
+    return LatentRuns(
+        displacement=np.stack([clamped(k, CLAMPS, whole, base).norm(dim=-1).cpu().numpy() for k in latents]),
+        change=np.stack([clamped(k, (0.0,), whole, base)[0].cpu().numpy() for k in latents]),
+        unit_change=np.stack(zeroed),
+        unit_sd=np.moveaxis(activation, 1, 0).reshape(activation.shape[1], -1).std(axis=1),
+        spread=output_spread(base.cpu().numpy()),
     )
+
+
+def _units_first(
+    values: Float[np.ndarray, "example element"], site: Site
+) -> Float[np.ndarray, "example unit position"]:
+    units = np.moveaxis(values.reshape(len(values), *site.shape), site.axis, 1)
+    return units.reshape(*units.shape[:2], -1)
 
 
 def _per_unit(change: Float[np.ndarray, "example element"], site: Site) -> Float[np.ndarray, "example unit"]:
     """Root mean square over positions: a feature that only moves leaves a channel's mean as it is."""
-    units = np.moveaxis(change.reshape(len(change), *site.shape), site.axis, 1)
-    return np.sqrt(np.square(units.reshape(*units.shape[:2], -1)).mean(axis=2))
+    return np.sqrt(np.square(_units_first(change, site)).mean(axis=2))
 
 
 def _decoder_site(vae: VAE, site: str | None) -> str:

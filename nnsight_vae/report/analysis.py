@@ -21,7 +21,7 @@ from nnsight_vae.effects import Effects
 from nnsight_vae.engine import activations
 from nnsight_vae.errors import CircuitError, DataError, NnsightVaeWarning
 from nnsight_vae.levels.inputs import manipulate_inputs
-from nnsight_vae.levels.latent_metrics import latent_metrics
+from nnsight_vae.levels.latent_metrics import latent_runs
 from nnsight_vae.levels.latents import posterior_quantiles
 from nnsight_vae.levels.mediation import mediate
 from nnsight_vae.levels.patching import patch_activations
@@ -197,14 +197,14 @@ class _Run:
         """Measuring effect strength, specificity and modularity."""
         import pandas as pd
 
-        x, seed = self.batch.images[:200], self.settings.seed
-        best, raw = (latent_metrics(self.vae, x, form=form, seed=seed) for form in FORMS)
+        runs = latent_runs(self.vae, self.batch.images[:200])
+        best, raw = (runs.metrics(form, self.settings.seed) for form in FORMS)
         frames = [scores.to_frame() for found in (best, raw) for scores in (found.effect_strength, found.specificity)]
         self.folder.table("metrics.csv", pd.concat(frames, ignore_index=True))
         self.sections["metrics"] = {
             "effect_strength": list(best.effect_strength.values),
             "specificity": list(best.specificity.values),
-            "modularity": "undefined" if best.modularity.value is None else f"{best.modularity.value:.2f}",
+            "modularity": "undefined" if best.modularity.value is None else f"{best.modularity.value:.2g}",
             "modularity_ci": best.modularity.ci,
         }
 

@@ -28,7 +28,7 @@ class Summary:
         return {"schema": "nnsight-vae/summary@1", **self.sections, "cautions": self.cautions, "files": self.files}
 
     def __str__(self) -> str:
-        writers = (_model, _latents, _circuits_by_factor, _graphs, _circuit)
+        writers = (_model, _latents, _patching, _graphs, _circuit)
         lines = [line for write in writers for line in write(self.sections)]
         if self.cautions:
             lines += ["", "Read with care", *(f"  - {caution}" for caution in self.cautions)]
@@ -67,11 +67,11 @@ def _latents(sections: dict[str, Any]) -> list[str]:
         size = f"{match['size']:.2f} sd [{match['low']:.2f}, {match['high']:.2f}]"
         lines.append(f"  {factor:<18} latent.z[{match['latent']}] moves it by {size}{also}")
     metrics = sections["metrics"]
-    lines.append(f"  circuit modularity of the decoder {metrics['modularity']}")
+    lines.append(f"  circuit modularity of the decoder {metrics['modularity']} (1: latents act through separate units)")
     return lines
 
 
-def _circuits_by_factor(sections: dict[str, Any]) -> list[str]:
+def _patching(sections: dict[str, Any]) -> list[str]:
     lines = []
     for factor, found in sections["patching"].items():
         lines += ["", f"Units that carry {factor}: {found['significant']} of {found['units']} (FDR {found['q']:g}, at least "
@@ -95,12 +95,18 @@ def _graphs(sections: dict[str, Any]) -> list[str]:
             lines.append(
                 f"  against {c['compared_with']}: {scores}, F1 {_plain(c['f1'])}, permutation p {c['p_value']:.2g}"
             )
-    for row in sections.get("interchange", []):
-        kind = "with descendants" if row["propagate"] else "alone"
-        interval = f"{row['score']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
-        lines.append(
-            f"  swapping latent.z[{row['latent']}] as {row['factor']} {kind}: accuracy {interval} (others {row['control']:.2f})"
-        )
+    rows = {(row["factor"], row["propagate"]): row for row in sections.get("interchange", [])}
+    if rows:
+        lines += [
+            "",
+            "Swapping a factor's latent between two images: accuracy against the world's counterfactual (1 is perfect)",
+        ]
+    for (factor, propagate), alone in rows.items():
+        if not propagate:
+            swaps = [f"{r['score']:.2f} [{r['low']:.2f}, {r['high']:.2f}]" for r in (alone, rows[factor, True])]
+            lines.append(
+                f"  {factor:<18} alone {swaps[0]}; with its descendants {swaps[1]}; other latents {alone['control']:.2f}"
+            )
     return lines
 
 

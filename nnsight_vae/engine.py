@@ -6,7 +6,8 @@ scale), so a chunk of K single-unit interventions on n examples is one indexed w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -18,7 +19,7 @@ from nnsight_vae.errors import DataError, InterventionError, ReadoutError
 from nnsight_vae.interventions import Intervention
 from nnsight_vae.readouts import Readout
 from nnsight_vae.readouts import reads as reads_of
-from nnsight_vae.runs import CleanRun, clean_run, replace_event, run_from, start_for, trace_events
+from nnsight_vae.runs import clean_run, needed_for, replace_event, run_from, start_for, trace_events
 from nnsight_vae.sites import Key, Selection
 from nnsight_vae.vae import VAE
 
@@ -119,18 +120,16 @@ def run_interventions(
     donors = Donors(vae, joints, x, eps)
     reads = reads_of(read)
     result = torch.empty(len(joints), len(x), len(read.names), dtype=x.dtype, device=x.device)
-    groups = _by_sites(vae, joints)
+    groups = [_Group.of(vae, x, joints, members, reads) for members in _by_sites(joints)]
+    until = max((needed_for(vae, x, group.start) for group in groups), default=-1)
     with torch.no_grad():
         for rows in example_chunks(vae, x):
-            clean = clean_run(vae, x[rows], None if eps is None else eps[rows])
+            clean = clean_run(vae, x[rows], None if eps is None else eps[rows], until=until)
             resolved = donors.rows(rows)
-            for members in groups:
-                start, capacity = _start(clean, joints[members[0]], reads)
-                step = max(1, capacity // len(clean))
-                for i in range(0, len(members), step):
-                    chunk = members[i : i + step]
+            for group in groups:
+                for chunk in group.chunks(len(clean)):
                     writes = _writes(vae, [joints[m] for m in chunk], resolved, len(clean))
-                    values = run_from(clean, start, len(chunk), writes, read, reads)
+                    values = run_from(clean, group.start, len(chunk), writes, read, reads)
                     result[chunk, rows] = _reduced(values, read, len(chunk), len(clean))
                     if progress is not None:
                         progress(len(chunk) * len(clean))
@@ -194,7 +193,7 @@ def _joint(vae: VAE, interventions: Mapping[K, Intervention]) -> Joint:
     return joint
 
 
-def _by_sites(vae: VAE, joints: Sequence[Joint]) -> list[list[int]]:
+def _by_sites(joints: Sequence[Joint]) -> list[list[int]]:
     """Positions in the plan whose interventions touch the same sites, so that they can share traces."""
     groups: dict[tuple[str, ...], list[int]] = {}
     for i, joint in enumerate(joints):
@@ -202,19 +201,38 @@ def _by_sites(vae: VAE, joints: Sequence[Joint]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _start(clean: CleanRun, joint: Joint, reads: str) -> tuple[str | None, int]:
-    """Where the group's runs start, and how many rows fit below that point."""
-    layout = clean.vae.layout(clean.x)
-    firings = layout.firings
-    sites = sorted((selection.site for selection in joint), key=layout.sites.order)
-    if layout.sites.order(sites[-1]) > layout.sites.order(reads):
-        raise InterventionError(
-            f"the readout reads {reads!r}, which comes before {sites[-1]!r}; nothing there can change it."
-        )
-    start = start_for(clean, layout.paths[sites[0]], reads)
-    moment = firings[start].finished if start is not None else -1
-    largest = max(_row_bytes(f.shape, clean.x) for f in firings.values() if f.shape and f.finished >= moment)
-    return start, max(MIN_ROWS, CHUNK_BYTES // largest)
+@dataclass(frozen=True)
+class _Group:
+    """Interventions that share their sites, and so where their runs start.
+
+    Attributes:
+        members: their positions in the plan.
+        start: path of the module the batch grows at; None is the input.
+        capacity: rows that fit below that point.
+    """
+
+    members: list[int]
+    start: str | None
+    capacity: int
+
+    @classmethod
+    def of(cls, vae: VAE, x: Tensor, joints: Sequence[Joint], members: list[int], reads: str) -> _Group:
+        layout = vae.layout(x)
+        sites = sorted((selection.site for selection in joints[members[0]]), key=layout.sites.order)
+        if layout.sites.order(sites[-1]) > layout.sites.order(reads):
+            raise InterventionError(
+                f"the readout reads {reads!r}, which comes before {sites[-1]!r}; nothing there can change it."
+            )
+        start = start_for(vae, x, layout.paths[sites[0]], reads)
+        begin = -1 if start is None else layout.firings[start].finished
+        largest = max(_row_bytes(f.shape, x) for f in layout.firings.values() if f.shape and f.finished >= begin)
+        return cls(members, start, max(MIN_ROWS, CHUNK_BYTES // largest))
+
+    def chunks(self, n: int) -> Iterator[list[int]]:
+        """Members that run together on n examples."""
+        step = max(1, self.capacity // n)
+        for i in range(0, len(self.members), step):
+            yield self.members[i : i + step]
 
 
 def example_chunks(vae: VAE, x: Tensor) -> list[slice]:

@@ -49,17 +49,26 @@ class CleanRun:
         return self.outputs[self.vae.layout(self.x).paths[site]]
 
 
-def clean_run(vae: VAE, x: Tensor, eps: Tensor | None = None, paths: Iterable[str] | None = None) -> CleanRun:
-    """Run the VAE without interventions and keep what its modules return.
+def clean_run(
+    vae: VAE,
+    x: Tensor,
+    eps: Tensor | None = None,
+    paths: Iterable[str] | None = None,
+    until: int | None = None,
+) -> CleanRun:
+    """Run the VAE without interventions, no further than needed, and keep what its modules return.
 
     Args:
         vae: the model.
         x: inputs `[n, *image]`.
         eps: noise `[n, *latent]`; None runs at the posterior mean.
         paths: module paths to keep; all that fire once where not given.
+        until: keep what has finished by this moment of the execution order; None: everything.
     """
-    firings = vae.layout(x).firings
-    kept = [f for f in firings.values() if f.calls == 1 and (paths is None or f.path in set(paths))]
+    wanted = None if paths is None else set(paths)
+    kept = [f for f in vae.layout(x).firings.values() if f.calls == 1 and (wanted is None or f.path in wanted)]
+    if until is not None:
+        kept = [f for f in kept if f.finished <= until]
     outputs: dict[str, Any] = {}
 
     def keep(firing: Firing) -> Callable[[], None]:
@@ -72,7 +81,8 @@ def clean_run(vae: VAE, x: Tensor, eps: Tensor | None = None, paths: Iterable[st
 
         return event
 
-    trace_events(vae, "__call__", (x,), [(f.finished, keep(f)) for f in kept], eps=eps)
+    if kept:
+        trace_events(vae, "__call__", (x,), [(f.finished, keep(f)) for f in kept], eps=eps)
     return CleanRun(vae, x, eps, outputs)
 
 
@@ -87,7 +97,7 @@ def run_from(
     """Run the suffix below a module on `copies` copies of a clean run's examples.
 
     Args:
-        clean: the run to start from, with all its outputs kept.
+        clean: the run to start from, kept at least as far as `needed_for(vae, x, start)`.
         start: path of the module to start at: its remembered output is repeated, written to, and handed on. A path in the
             posterior taps starts at the posterior; None starts at the input.
         copies: K; rows are ordered copy by copy, `[K * n, ...]`.
@@ -125,13 +135,21 @@ def repeat(tensor: Tensor, copies: int) -> Tensor:
     return tensor.repeat(copies, *([1] * (tensor.ndim - 1)))
 
 
-def start_for(clean: CleanRun, path: str, reads: str = "output") -> str | None:
+def needed_for(vae: VAE, x: Tensor, start: str | None) -> int:
+    """The moment up to which a clean run must be kept for `run_from` to start at `start`."""
+    firings = vae.layout(x).firings
+    if start is None:
+        return -1
+    return max(firings[path].finished for path in (_POSTERIOR if start in _POSTERIOR else (start,)))
+
+
+def start_for(vae: VAE, x: Tensor, path: str, reads: str = "output") -> str | None:
     """The latest module at or before `path` at which the batch can grow; None where that is the input itself.
 
     Growing inside a residual block, say, fails: the other branch still has n rows. Whether it works is tried once a module, on
     two rows, and remembered.
     """
-    layout = clean.vae.layout(clean.x)
+    layout = vae.layout(x)
     firings, decodes = layout.firings, _decodes(layout, reads)
     if path in _POSTERIOR and decodes:
         return path
@@ -143,17 +161,16 @@ def start_for(clean: CleanRun, path: str, reads: str = "output") -> str | None:
             return None
         if firing.path in _POSTERIOR and decodes:
             return firing.path
-        if _grows(clean, firing, reads):
+        if _grows(vae, x, firing, reads):
             return firing.path
     return None
 
 
-def _grows(clean: CleanRun, firing: Firing, reads: str) -> bool:
-    key = (tuple(clean.x.shape[1:]), f"{firing.path}->{reads}")
-    cache = clean.vae._growable
+def _grows(vae: VAE, x: Tensor, firing: Firing, reads: str) -> bool:
+    key = (tuple(x.shape[1:]), f"{firing.path}->{reads}")
+    cache = vae._growable
     if key not in cache:
-        rows = clean.x[:1].repeat(2, *([1] * (clean.x.ndim - 1)))
-        small = clean_run(clean.vae, rows)
+        small = clean_run(vae, repeat(x[:1], 2))
         expected = repeat(small.at(reads), 2)
         try:
             grown = run_from(small, firing.path, 2, {}, lambda value: value, reads)
@@ -216,8 +233,9 @@ def replace_event(vae: VAE, path: str, write: Write) -> Callable[[], None]:
 
 
 def trace_events(vae: VAE, fn: str, inputs: Sequence[Tensor], events: list[Event], **kwargs: Any) -> None:
-    """The one place where the library opens a trace: do each event when its site is reached."""
+    """The one place where the library opens a trace: do each event when its site is reached, and run no further."""
     ordered = [event for _, event in sorted(events, key=lambda item: item[0])]
-    with vae.trace(*inputs, fn=fn, **kwargs):
+    with vae.trace(*inputs, fn=fn, **kwargs) as tracer:
         for event in ordered:
             event()
+        tracer.stop()

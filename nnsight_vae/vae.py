@@ -73,6 +73,7 @@ class VAE(NNsight):
         # Underscored names go past Envoy.__setattr__, which would register modules in the user's tree.
         self._layouts: dict[tuple[int, ...], Layout] = {}
         self._shape: tuple[int, ...] | None = None
+        self._parameter = next((p for p in module.parameters() if p.is_floating_point()), None)
         self._growable: dict[tuple[tuple[int, ...], str], bool] = {}  # filled by runs.start_for
         self._hold = Hold(self, module)
         try:
@@ -195,7 +196,9 @@ class VAE(NNsight):
             # A pass over x before every forward would cost 4 % of a small model's; x is looked at when it shows in the posterior.
             if not inputs.finite(posterior.mu):
                 inputs.require_finite(x, "x")
-            return model.decode(model.sample(posterior, eps, draw=sample))
+            # At the mean z is mu, to the bit; a small model notices the six small operations that would say so.
+            z = model.sample(posterior, eps, draw=sample) if sample or eps is not None else posterior.mu
+            return model.decode(z)
 
     def encode(self, x: Float[Tensor, "n *image"]) -> Posterior:
         """The posterior q(z|x), untraced.
@@ -312,7 +315,7 @@ class VAE(NNsight):
 
     def _on_device(self, value: Any, name: str) -> Tensor:
         """x or z on the model's device, of a form and shape that it runs."""
-        parameter = next((p for p in self._module.parameters() if p.is_floating_point()), None)
+        parameter = self._parameter
         inputs.require_form(value, name, None if parameter is None else parameter.dtype)
         value = value if parameter is None else value.to(parameter.device)
         if name == "x":

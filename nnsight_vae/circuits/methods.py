@@ -143,7 +143,7 @@ class Scorer:
             return self._into_readouts(cut, torch.stack(shares).transpose(1, 2))
         column = chain.columns[i]
         starts = [run.base.outputs[path] for path in column.paths]
-        start = start_for(run.base, column.paths[0], chain.reads)
+        start = start_for(run.base.vae, run.base.x, column.paths[0], chain.reads)
         copies = self._copies(run, start)
         result = unpatched.new_empty(len(cut), len(self.readout.names), len(run))
         for source in range(len(cut.sources)):

@@ -71,7 +71,8 @@ def plot_effects(effects: Effects, top: int = 30) -> tuple[Figure, Axes]:
     limit = float(np.abs(values).max()) or 1.0
     longest, longest_target = max(len(effects.units[i]) for i in rows), max(map(len, effects.targets))
     cell = min(max(0.6, 0.08 * longest_target), 1.2)  # inches
-    figure = new_figure(1.5 + 0.075 * longest + min(cell * n_targets, 9.0), 1.2 + 0.24 * len(rows))
+    width = max(3.5, min(cell * n_targets, 9.0))  # room for the title above a single column
+    figure = new_figure(1.5 + 0.075 * longest + width, 1.2 + 0.24 * len(rows))
     axes = figure.add_subplot()
     image = axes.imshow(values, cmap=diverging(), vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
     name_ticks(axes.yaxis, [effects.units[i] for i in rows])

@@ -84,6 +84,20 @@ def test_a_large_circuit_shows_its_strongest_nodes_and_says_how_many():
     assert "showing" not in plots.plot_circuit(circuit())[1].get_title(loc="left")
 
 
+def test_a_large_circuit_is_drawn_without_gaps():
+    """A wide layer spreads the effect over many weak edges; its strongest nodes are shown all the same."""
+    graph = nx.DiGraph()
+    for layer, width in enumerate((1, 20, 40, 20, 1)):
+        graph.add_nodes_from(((layer, i), {"layer": layer}) for i in range(width))
+        for i in range(width if layer else 0):
+            for j in range(graph.number_of_nodes()):
+                if graph.has_node((layer - 1, j)):
+                    graph.add_edge((layer - 1, j), (layer, i), effect=1.0 if layer in (1, 4) else 0.01)
+    _, axes = plots.plot_circuit(graph, max_nodes=24)
+    layers = {int(name.split(",")[0].strip("(")) for name in drawn(axes, FancyBboxPatch)}
+    assert layers == {0, 1, 2, 3, 4}
+
+
 def test_an_edge_without_effect_is_grey():
     graph = nx.DiGraph([("a", "b"), ("b", "c")])
     graph.edges["a", "b"]["effect"] = float("nan")

@@ -96,9 +96,10 @@ def strength(data: Mapping[str, Any]) -> float | None:
 
 
 def strongest(graph: nx.DiGraph, max_nodes: int) -> nx.DiGraph:
-    """The subgraph of the `max_nodes` nodes with most |effect|, factors and readouts first.
+    """The subgraph of the `max_nodes` nodes with most |effect|, factors and readouts first, no layer left out.
 
-    A node's strength is the largest |effect| of its edges, or its own where it has no edge with one.
+    A node's strength is the largest |effect| of its edges, or its own where it has no edge with one. Half of the nodes are
+    shared out evenly among the layers: wide layers spread an effect thinly, and a circuit drawn without them falls apart.
     """
     if len(graph) <= max_nodes:
         return graph
@@ -109,8 +110,13 @@ def strongest(graph: nx.DiGraph, max_nodes: int) -> nx.DiGraph:
         strengths = [abs(s) for _, _, edge in edges if (s := strength(edge)) is not None]
         return data.get("kind") in ("factor", "readout"), max(strengths, default=abs(strength(data) or 0.0))
 
-    kept = set(sorted(graph, key=importance, reverse=True)[:max_nodes])
-    return graph.subgraph(kept)
+    ranked = sorted(graph, key=importance, reverse=True)
+    layers: dict[Any, list[Any]] = {}
+    for node in ranked:
+        layers.setdefault(graph.nodes[node].get("layer"), []).append(node)
+    share = max_nodes // (2 * len(layers))
+    first = [node for members in layers.values() for node in members[:share]]
+    return graph.subgraph(list(dict.fromkeys([*first, *ranked]))[:max_nodes])
 
 
 def column_title(graph: nx.DiGraph, nodes: Sequence[Any]) -> str:

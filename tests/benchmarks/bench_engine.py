@@ -100,7 +100,8 @@ def main() -> None:
     ):
         raw, module = network(image_shape=shape).eval(), network(image_shape=shape)
         for ours, theirs in zip(module.parameters(), raw.parameters(), strict=True):
-            ours.data = theirs.data  # the same memory: two copies of one model differ by 10 % from their placement alone
+            # The same memory: two copies of one model differ by 10 % from their placement alone.
+            ours.data = theirs.data
         x = torch.rand(64, *shape)
         wrapped = nv.VAE(module, example=x)
         bench_forward(name, raw, wrapped, x)

@@ -41,8 +41,11 @@ class Adapter:
         """The posterior of `x`, deterministically."""
         raise NotImplementedError
 
-    def decode(self, model: nn.Module, z: Float[Tensor, "n *latent"]) -> Float[Tensor, "n *image"]:
-        """The reconstruction of `z`, as the activated tensor the model means by it."""
+    def decode(self, model: nn.Module, z: Float[Tensor, "n *latent"]) -> Float[Tensor, "rows *image"]:
+        """The reconstruction of `z`, as the activated tensor the model means by it.
+
+        `rows` is n, unless an intervention lets the batch grow on the way.
+        """
         raise NotImplementedError
 
     def reference(self, model: nn.Module, x: Float[Tensor, "n *image"]) -> tuple[Float[Tensor, "n *image"], str]:

@@ -52,7 +52,7 @@ class EncodeDecode(Adapter):
             raise AdapterError(f"{type(model).__name__} has neither encode(x) nor a submodule 'encoder'; use nv.adapt.")
         return read_posterior(encode(x), packed=self.packed, where=f"{type(model).__name__}.encode")
 
-    def decode(self, model: nn.Module, z: Float[Tensor, "n *latent"]) -> Float[Tensor, "n *image"]:
+    def decode(self, model: nn.Module, z: Float[Tensor, "n *latent"]) -> Float[Tensor, "rows *image"]:
         """What the module's own decode (or decoder) makes of `z`."""
         decode = _function(model, "decode", "decoder")
         if decode is None:
@@ -77,7 +77,7 @@ class CallableAdapter(Adapter):
         """The posterior that the encoder callable states."""
         return read_posterior(self.encoder(x), packed=self.packed, where="encoder")
 
-    def decode(self, model: nn.Module, z: Float[Tensor, "n *latent"]) -> Float[Tensor, "n *image"]:
+    def decode(self, model: nn.Module, z: Float[Tensor, "n *latent"]) -> Float[Tensor, "rows *image"]:
         """What the decoder callable makes of `z`."""
         return read_reconstruction(self.decoder(z), where="decoder")
 

@@ -57,11 +57,11 @@ class Wrapped(nn.Module):
             )
         return posterior.rsample(self.latent.eps(eps))
 
-    def decode(self, z: Float[Tensor, "n *latent"]) -> Float[Tensor, "n *image"]:
+    def decode(self, z: Float[Tensor, "n *latent"]) -> Float[Tensor, "rows *image"]:
         """The reconstruction of `z`, through the taps."""
         return self.tap_output(self.adapter.decode(self.model, self.latent.z(z)))
 
-    def decode_posterior(self, mu: Tensor, logvar: Tensor, eps: Tensor) -> Float[Tensor, "n *image"]:
+    def decode_posterior(self, mu: Tensor, logvar: Tensor, eps: Tensor) -> Float[Tensor, "rows *image"]:
         """Everything from the posterior on: all latent taps fire, the encoder does not run."""
         posterior = Posterior(self.latent.mu(mu), self.latent.logvar(logvar))
         return self.decode(self.sample(posterior, eps))

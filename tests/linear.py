@@ -21,7 +21,7 @@ class LinearVAE(nn.Module):
         self.logvar = logvar
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        mu = self.mu(self.enc(x))
+        mu = self.mu(self.enc(x.flatten(1)))
         return mu, torch.full_like(mu, self.logvar)
 
     def decode(self, z: Tensor) -> Tensor:
@@ -54,9 +54,9 @@ def random_linear_vae(seed: int = 0, d: int = 6, h: int = 5, k: int = 3) -> Line
 
 
 class LinearWorld(Dataset):
-    """Three factors cause -> effect, other; the "image" is the vector of factors itself."""
+    """Three factors cause -> effect, other; the "image" is one row of three pixels, the factors themselves."""
 
-    name, factors, image_shape = "linear world", ("cause", "effect", "other"), (3,)
+    name, factors, image_shape = "linear world", ("cause", "effect", "other"), (1, 1, 3)
     weight = 0.8
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ class LinearWorld(Dataset):
         return self.scm.graph
 
     def _batch(self, values: np.ndarray, noise: np.ndarray | None) -> Batch:
-        return Batch(torch.from_numpy(values), torch.from_numpy(values), noise)
+        return Batch(torch.from_numpy(values)[:, None, None, :], torch.from_numpy(values), noise)
 
     def sample(self, n: int, seed: int = 0) -> Batch:
         return self._batch(*self.scm.sample(n, np.random.default_rng(seed)))

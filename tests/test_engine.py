@@ -135,7 +135,7 @@ def test_several_sites_at_once_and_sets_of_units(case):
 
 
 def test_intervene_equals_hooks_and_reports_the_latents(case):
-    model, vae, x, source = case
+    model, vae, x, _ = case
     early = list(vae.sites)[2]
     out = nv.intervene(vae, x, {f"{early}[0]": nv.Set(0.2), "latent.z[1]": nv.Add(1.0)})
     writes = {early: unit_write(0, lambda v: torch.full_like(v, 0.2)), "latent.z": unit_write(1, lambda v: v + 1.0)}
@@ -163,7 +163,7 @@ def test_nothing_above_the_site_runs_again(case):
     site = linear_chain[-1]
     plan = [{unit: nv.Set(0.0)} for unit in vae.sites[site].units]
     engine.run_interventions(vae, x, plan, read)  # the growth test is done once and remembered
-    counts = {name: 0 for name in vae.sites}
+    counts = dict.fromkeys(vae.sites, 0)
 
     def counting(name):
         def hook(module, args, output):

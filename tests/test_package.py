@@ -9,12 +9,61 @@ import pytest
 
 import nnsight_vae as nv
 
-DESIGN = """VAE adapt load zoo intervene Pairs Effects Mediation Posterior manipulate_inputs perturb_latents patch_activations mediate
-score_edges extract_circuit export read_circuit Set Add Scale Zero Mean Resample Noise Swap Quantize NnsightVaeError SiteError
-AdapterError InterventionError DataError ReadoutError CircuitError""".split()
-NESTED = """datasets.load datasets.from_arrays causal.map_factors causal.factor_graph causal.compare causal.interchange_accuracy
-circuits.faithfulness metrics.causal_effect_strength metrics.intervention_specificity metrics.circuit_modularity readouts.Pixels
-readouts.Region readouts.Factors readouts.Latents models.train models.ConvVAE models.MLPVAE plots.save_figure""".split()
+DESIGN = [
+    "VAE",
+    "adapt",
+    "load",
+    "zoo",
+    "intervene",
+    "Pairs",
+    "Effects",
+    "Mediation",
+    "Posterior",
+    "manipulate_inputs",
+    "perturb_latents",
+    "patch_activations",
+    "mediate",
+    "score_edges",
+    "extract_circuit",
+    "export",
+    "read_circuit",
+    "Set",
+    "Add",
+    "Scale",
+    "Zero",
+    "Mean",
+    "Resample",
+    "Noise",
+    "Swap",
+    "Quantize",
+    "NnsightVaeError",
+    "SiteError",
+    "AdapterError",
+    "InterventionError",
+    "DataError",
+    "ReadoutError",
+    "CircuitError",
+]
+NESTED = [
+    "datasets.load",
+    "datasets.from_arrays",
+    "causal.map_factors",
+    "causal.factor_graph",
+    "causal.compare",
+    "causal.interchange_accuracy",
+    "circuits.faithfulness",
+    "metrics.causal_effect_strength",
+    "metrics.intervention_specificity",
+    "metrics.circuit_modularity",
+    "readouts.Pixels",
+    "readouts.Region",
+    "readouts.Factors",
+    "readouts.Latents",
+    "models.train",
+    "models.ConvVAE",
+    "models.MLPVAE",
+    "plots.save_figure",
+]
 
 
 @pytest.mark.parametrize("name", [*DESIGN, *NESTED])

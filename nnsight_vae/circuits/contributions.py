@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -132,7 +132,7 @@ def _apply_each(layer: Convolution | Transposed, delta: Tensor, weights: Tensor)
     return out[0].unflatten(0, (n, -1))
 
 
-def masked_weight(layer: Linear, keep: Int[Tensor, "a b"]) -> Tensor:
+def masked_weight(layer: Linear, keep: Bool[Tensor, "a b"]) -> Tensor:
     """The layer's weight with the entries of `weight_grid` where `keep` is 0 set to 0."""
     return layer.weight.detach() * keep.view(*keep.shape, *[1] * (layer.weight.ndim - 2)).to(layer.weight)
 

@@ -47,7 +47,7 @@ class Wrapped(nn.Module):
         mu, logvar = self.adapter.encode(self.model, self.tap_input(x))
         return Posterior(self.latent.mu(mu), self.latent.logvar(logvar))
 
-    def sample(self, posterior: Posterior, eps: Tensor | None, *, draw: bool = False) -> Float[Tensor, "n *latent"]:
+    def sample(self, posterior: Posterior, eps: Tensor | None, *, draw: bool = False) -> Float[Tensor, "rows *latent"]:
         """z = mu + sd * eps; eps is zero unless given, or drawn if asked for."""
         if eps is None:
             eps = torch.randn_like(posterior.mu) if draw else torch.zeros_like(posterior.mu)

@@ -92,8 +92,7 @@ def analyze(
 ) -> None:
     """Analyse a model on a dataset and write a report folder."""
     import nnsight_vae as nv
-    from nnsight_vae.report import Settings
-    from nnsight_vae.report import analyze as run
+    from nnsight_vae.report import Settings, analyze as run
 
     settings = Settings(tuple(factor) if factor else None, pairs, images, q, min_effect, seed)
     dataset, vae = nv.datasets.load(data), nv.load(model, weights)

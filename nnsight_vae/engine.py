@@ -17,8 +17,7 @@ from torch import Tensor
 from nnsight_vae.donors import Donors, Replacement
 from nnsight_vae.errors import DataError, InterventionError, ReadoutError
 from nnsight_vae.interventions import Intervention
-from nnsight_vae.readouts import Readout
-from nnsight_vae.readouts import reads as reads_of
+from nnsight_vae.readouts import Readout, reads as reads_of
 from nnsight_vae.runs import clean_run, needed_for, replace_event, run_from, start_for, trace_events
 from nnsight_vae.sites import Key, Selection
 from nnsight_vae.vae import VAE

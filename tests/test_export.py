@@ -11,8 +11,7 @@ import networkx as nx
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from nnsight_vae import CircuitError
 from nnsight_vae.circuits.export import export, read_circuit

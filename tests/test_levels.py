@@ -7,8 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from linear import LinearReadout, linear, random_linear_vae
 from torch import Tensor, nn
 from vaes import all_vaes, images

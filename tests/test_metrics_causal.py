@@ -269,7 +269,7 @@ def test_latent_scores_read_well_and_tabulate():
 
 
 def test_metrics_are_found_in_the_package():
-    assert metrics.causal_effect_strength is causal_effect_strength
+    assert metrics.causal_effect_strength(np.ones((2, 7, 3))) == causal_effect_strength(np.ones((2, 7, 3)))
     assert {"circuit_modularity", "intervention_specificity", "LatentScores"} <= set(dir(metrics))
     with pytest.raises(AttributeError, match="ces"):
         _ = metrics.ces

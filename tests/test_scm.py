@@ -7,8 +7,7 @@ import itertools
 import networkx as nx
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from nnsight_vae.causal import SCM, Mechanism
 from nnsight_vae.errors import DataError

@@ -6,8 +6,7 @@ import warnings
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import nn
 from vaes import ConvVAE, ResidualVAE, images, seeded
 

@@ -1,7 +1,5 @@
 from .edges import EdgeScores as EdgeScores
-from .evaluate import Faithfulness as Faithfulness
-from .evaluate import faithfulness as faithfulness
+from .evaluate import Faithfulness as Faithfulness, faithfulness as faithfulness
 from .export import read_circuit as read_circuit
 from .scores import score_edges as score_edges
-from .search import circuit_from as circuit_from
-from .search import extract_circuit as extract_circuit
+from .search import circuit_from as circuit_from, extract_circuit as extract_circuit

@@ -77,7 +77,7 @@ class Dataset(ABC):
     def _fit_readout(self, progress: Progress | None) -> Factors:
         """A readout of all factors, reliable or not."""
 
-    def do(self, n: int, seed: int = 0, **values: float | np.ndarray | Tensor) -> Batch:
+    def do(self, n: int = 256, seed: int = 0, **values: float | np.ndarray | Tensor) -> Batch:
         """n images under an intervention on factors, e.g. `do(n=100, angle=0.4)`.
 
         Raises:

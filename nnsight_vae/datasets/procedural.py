@@ -75,7 +75,7 @@ class Procedural(Dataset):
         """
         return self.do(n, seed)
 
-    def do(self, n: int, seed: int = 0, **values: float | np.ndarray | Tensor) -> Batch:
+    def do(self, n: int = 256, seed: int = 0, **values: float | np.ndarray | Tensor) -> Batch:
         """n images under an intervention on factors, e.g. `do(n=100, angle=0.4)`; descendants follow the SCM.
 
         The units are those of `sample(n, seed)`: image i of both shares its exogenous noise.

@@ -1,11 +1,5 @@
-from .bundle import load_module as load_module
-from .bundle import read_record as read_record
-from .bundle import zoo as zoo
+from .bundle import load_module as load_module, read_record as read_record, zoo as zoo
 from .files import load_weights as load_weights
-from .networks import MLPVAE as MLPVAE
-from .networks import ConvVAE as ConvVAE
-from .objectives import OBJECTIVES as OBJECTIVES
-from .objectives import Objective as Objective
-from .training import Labels as Labels
-from .training import Trained as Trained
-from .training import train as train
+from .networks import MLPVAE as MLPVAE, ConvVAE as ConvVAE
+from .objectives import OBJECTIVES as OBJECTIVES, Objective as Objective
+from .training import Labels as Labels, Trained as Trained, train as train

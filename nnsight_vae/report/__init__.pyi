@@ -1,3 +1,2 @@
-from .analysis import Settings as Settings
-from .analysis import analyze as analyze
+from .analysis import Settings as Settings, analyze as analyze
 from .summary import Summary as Summary

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,8 +12,10 @@ from torch import Tensor
 from nnsight_vae.errors import InterventionError
 from nnsight_vae.interventions import Add, Intervention, Mean, Noise, Quantize, Resample, Scale, Set, Swap, Zero
 from nnsight_vae.runs import clean_run
-from nnsight_vae.sites import Selection, Site
+from nnsight_vae.sites import Selection, Site, Unit
 from nnsight_vae.vae import VAE
+
+Joint = Mapping[Selection, Intervention]
 
 _ROWS = 64  # rows of a reference batch run at once
 
@@ -27,9 +30,7 @@ class Replacement(NamedTuple):
 class Donors:
     """The activations that a plan's `Swap`, `Mean`, `Resample`, `Noise` need, computed once and handed out by example chunk."""
 
-    def __init__(
-        self, vae: VAE, joints: Sequence[dict[Selection, Intervention]], x: Tensor, eps: Tensor | None
-    ) -> None:
+    def __init__(self, vae: VAE, joints: Sequence[Joint], x: Tensor, eps: Tensor | None) -> None:
         self.vae, self.x, self.eps = vae, x, eps
         self.sites = vae.sites
         self._wanted: dict[
@@ -62,10 +63,9 @@ class Donors:
         elif isinstance(intervention, Mean):
             self._require_inputs(intervention.reference, None, intervention)
         elif isinstance(intervention, Noise):
-            key = (id(intervention), selection)
-            generator = torch.Generator().manual_seed(intervention.seed)
-            noise = torch.randn(self._shape(selection, site, len(self.x)), generator=generator)
-            self._noise[key] = intervention.sd * noise.to(self.x)
+            n, _, *positions = self._shape(selection, site, len(self.x))
+            draws = [_draw(intervention.seed, unit, (n, *positions)) for unit in self.sites.units(selection)]
+            self._noise[id(intervention), selection] = intervention.sd * torch.stack(draws, dim=1).to(self.x)
         elif isinstance(intervention, Quantize):
             self._code(selection, site, intervention)
 
@@ -75,7 +75,7 @@ class Donors:
         self._wanted[id(source)][1].add(site)
         self._sources[id(intervention)] = source
 
-    def _prepare_means(self, joints: Sequence[dict[Selection, Intervention]]) -> None:
+    def _prepare_means(self, joints: Sequence[Joint]) -> None:
         wanted: dict[int, tuple[Tensor, set[str]]] = {}
         for joint in joints:
             for selection, intervention in joint.items():
@@ -96,9 +96,10 @@ class Donors:
         eps = None if self.eps is None else self.eps[rows]
         source_acts: dict[int, dict[str, Tensor]] = {}
         for key, (source, names) in self._wanted.items():
-            batch = source if len(source) == 1 else source[rows]
-            shared = None if eps is None else (eps if len(batch) == len(eps) else eps[:1])
-            values = self._activations(batch.to(self.x), shared, names)
+            # Under noise one donor for all is as many donors as there are draws.
+            each = len(source) > 1 or eps is not None
+            batch = source.expand(len(self.x), *source.shape[1:])[rows] if each else source
+            values = self._activations(batch.to(self.x), eps, names)
             source_acts[key] = {name: self._units_first(value, name) for name, value in values.items()}
 
         def resolve(selection: Selection, intervention: Intervention) -> Replacement:
@@ -178,6 +179,12 @@ class Donors:
             )
         row = codebook[intervention.code].detach().to(self.x).view(1, -1, *([1] * (len(site.shape) - 1)))
         return _units(row, selection)
+
+
+def _draw(seed: int, unit: Unit, shape: tuple[int, ...]) -> Tensor:
+    """Noise of one unit: of its own, and the same whichever selection the unit is part of."""
+    digest = hashlib.sha256(f"{seed} {unit}".encode()).digest()
+    return torch.randn(shape, generator=torch.Generator().manual_seed(int.from_bytes(digest[:8], "big")))
 
 
 def _units(activation: Tensor, selection: Selection) -> Tensor:

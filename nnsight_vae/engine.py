@@ -1,8 +1,4 @@
-"""Runs plans of interventions in few traces: chunked, suffix only, with the readout reduced inside.
-
-Every continuous intervention is affine in the activation it replaces, `a <- scale * a + shift` (a pure replacement has no
-scale), so a chunk of K single-unit interventions on n examples is one indexed write into K * n rows.
-"""
+"""Runs plans of interventions in few traces: chunked, suffix only, with the readout reduced inside."""
 
 from __future__ import annotations
 
@@ -14,19 +10,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nnsight_vae.donors import Donors, Replacement
-from nnsight_vae.errors import DataError, InterventionError, ReadoutError
+from nnsight_vae.donors import Donors, Joint
+from nnsight_vae.errors import InterventionError, ReadoutError
+from nnsight_vae.inputs import require_noise
 from nnsight_vae.interventions import Intervention
 from nnsight_vae.readouts import Readout, reads as reads_of
 from nnsight_vae.runs import clean_run, needed_for, replace_event, run_from, start_for, trace_events
-from nnsight_vae.sites import Key, Selection
+from nnsight_vae.sites import Key, Selection, Unit
 from nnsight_vae.vae import VAE
+from nnsight_vae.writes import writes_of
 
 # Larger activations fall out of the allocator's reuse and page-fault on CPU; smaller ones waste per-trace overhead.
 CHUNK_BYTES = 8 * 2**20
 MIN_ROWS = 16
 
-Joint = dict[Selection, Intervention]
 K = TypeVar("K", bound=Key)  # a mapping is invariant in its keys: {Unit: ...} is no Mapping[Key, ...]
 
 
@@ -54,7 +51,7 @@ def intervene(
 
     Raises:
         SiteError: a key names no unit of this VAE.
-        InterventionError: an intervention does not fit its site.
+        InterventionError: an intervention does not fit its site, or two name the same unit.
         DataError: x or eps cannot be run.
 
     Example:
@@ -68,14 +65,15 @@ def intervene(
     x, eps = checked_batch(vae, x, eps)
     joint = _joint(vae, interventions)
     donors = Donors(vae, [joint], x, eps)
-    firings, n = vae.layout(x).firings, len(x)
+    layout, n = vae.layout(x), len(x)
+    firings = layout.firings
     kept: dict[str, Tensor] = {}
 
     def keep(path: str) -> Callable[[], None]:
         return lambda: kept.__setitem__(path, vae.envoy_at(path).output)
 
     with torch.no_grad():
-        writes = _writes(vae, [joint], donors.rows(slice(0, n)), n)
+        writes = writes_of(layout, [joint], donors.rows(slice(0, n)), n)
         events = [(firings[path].finished, replace_event(vae, path, write)) for path, write in writes.items()]
         paths = ("tap_output", "latent.mu", "latent.logvar", "latent.z")
         events += [
@@ -117,8 +115,8 @@ def run_interventions(
     x, eps = checked_batch(vae, x, eps)
     joints = [_joint(vae, entry) for entry in plan]
     donors = Donors(vae, joints, x, eps)
-    reads = reads_of(read)
-    result = torch.empty(len(joints), len(x), len(read.names), dtype=x.dtype, device=x.device)
+    layout, reads = vae.layout(x), reads_of(read)
+    result = x.new_empty(len(joints), len(x), len(read.names))
     groups = [_Group.of(vae, x, joints, members, reads) for members in _by_sites(joints)]
     until = max((needed_for(vae, x, group.start) for group in groups), default=-1)
     with torch.no_grad():
@@ -127,9 +125,11 @@ def run_interventions(
             resolved = donors.rows(rows)
             for group in groups:
                 for chunk in group.chunks(len(clean)):
-                    writes = _writes(vae, [joints[m] for m in chunk], resolved, len(clean))
+                    writes = writes_of(layout, [joints[m] for m in chunk], resolved, len(clean))
                     values = run_from(clean, group.start, len(chunk), writes, read, reads)
-                    result[chunk, rows] = _reduced(values, read, len(chunk), len(clean))
+                    values = _reduced(values, read, len(chunk), len(clean))
+                    result = result.to(values.dtype)  # a readout may compute in more digits than the model
+                    result[chunk, rows] = values
                     if progress is not None:
                         progress(len(chunk) * len(clean))
     _refuse_nonfinite(result, joints)
@@ -171,22 +171,28 @@ def checked_batch(vae: VAE, x: Tensor, eps: Tensor | None) -> tuple[Tensor, Tens
     x = vae.checked(x)
     if eps is None:
         return x, None
-    shape = vae.sites["latent.mu"].shape
-    if not isinstance(eps, Tensor) or tuple(eps.shape) != (len(x), *shape) or not bool(torch.isfinite(eps).all()):
-        got = tuple(eps.shape) if isinstance(eps, Tensor) else type(eps).__name__
-        raise DataError(f"eps must be finite noise of shape {(len(x), *shape)} (one draw an example), got {got}.")
+    require_noise(eps, len(x), vae.layout(x).sites["latent.mu"].shape)
     return x, eps.to(x)
 
 
 def _joint(vae: VAE, interventions: Mapping[K, Intervention]) -> Joint:
+    """What to do to which units; refused where two keys name one unit, for what should come first would be a guess."""
     sites = vae.sites
-    joint: Joint = {}
+    joint: dict[Selection, Intervention] = {}
+    owners: dict[Unit, Key] = {}
     for key, intervention in interventions.items():
         if not isinstance(intervention, Intervention):
             raise InterventionError(
                 f"{key}: expected an intervention such as nv.Set(2.0), got {type(intervention).__name__}."
             )
-        joint[sites.select(key)] = intervention
+        selection = sites.select(key)
+        joint[selection] = intervention
+        for unit in sites.units(selection) if len(interventions) > 1 else ():
+            if unit in owners:
+                raise InterventionError(
+                    f"{owners[unit]!r} and {key!r} both name {unit}; name each unit once in a joint intervention."
+                )
+            owners[unit] = key
     if not joint:
         raise InterventionError("an empty set of interventions: name at least one site or unit.")
     return joint
@@ -243,69 +249,6 @@ def example_chunks(vae: VAE, x: Tensor) -> list[slice]:
 
 def _row_bytes(shape: tuple[int, ...], x: Tensor) -> int:
     return int(torch.Size(shape[1:]).numel()) * x.element_size()
-
-
-def _writes(
-    vae: VAE, joints: Sequence[Joint], resolved: Callable[[Selection, Intervention], Replacement], n: int
-) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Module path -> the write that gives each copy of the batch its own interventions at that site."""
-    per_site: dict[str, list[tuple[int, Selection, Replacement]]] = {}
-    for k, joint in enumerate(joints):
-        for selection, intervention in joint.items():
-            per_site.setdefault(selection.site, []).append((k, selection, resolved(selection, intervention)))
-    layout = vae.layout()
-    sites = layout.sites
-
-    def writer(site: str, rows: list[tuple[int, Selection, Replacement]]) -> Callable[[Tensor], Tensor]:
-        axis = sites[site].axis
-
-        def write(activation: Tensor) -> Tensor:
-            view = activation.movedim(axis, 1).unflatten(0, (len(joints), n))  # [K, n, units, ...], shares memory
-            if len(rows) > 1 and all(s.indices is not None and len(s.indices) == 1 for _, s, _ in rows):
-                _write_single_units(view, rows)
-            else:
-                for k, selection, replacement in rows:
-                    _write_selection(view[k], selection, replacement)
-            return activation
-
-        return write
-
-    return {layout.paths[site]: writer(site, rows) for site, rows in per_site.items()}
-
-
-def _write_selection(view: Tensor, selection: Selection, replacement: Replacement) -> None:
-    index = slice(None) if selection.indices is None else list(selection.indices)
-    if replacement.scale is None:
-        view[:, index] = _as_tensor(replacement.shift, view)
-    else:
-        view[:, index] = replacement.scale * view[:, index] + replacement.shift
-
-
-def _write_single_units(view: Tensor, rows: list[tuple[int, Selection, Replacement]]) -> None:
-    """One indexed write for K different units, `[K, n, ...]`."""
-    copies = torch.tensor([k for k, _, _ in rows], device=view.device)
-    units = torch.tensor([s.indices[0] for _, s, _ in rows if s.indices], device=view.device)
-    shifts = [r.shift for _, _, r in rows]
-    ones = [1] * (view.ndim - 2)
-    if all(not isinstance(shift, Tensor) for shift in shifts):
-        shift = torch.tensor(shifts, dtype=view.dtype, device=view.device).view(-1, *ones)
-    else:
-        target = (view.shape[1], 1, *view.shape[3:])
-        shift = torch.stack([_as_tensor(s, view).expand(target) for s in shifts]).squeeze(2)
-    scales = [r.scale for _, _, r in rows]
-    if all(scale is None for scale in scales):
-        view[copies, :, units] = shift.expand(len(rows), view.shape[1], *view.shape[3:])
-        return
-    current = view[copies, :, units]
-    factor = torch.tensor([1.0 if s is None else s for s in scales], dtype=view.dtype, device=view.device).view(
-        -1, *ones
-    )
-    replaced = torch.tensor([s is None for s in scales], device=view.device).view(-1, *ones)
-    view[copies, :, units] = torch.where(replaced, shift, factor * current + shift)
-
-
-def _as_tensor(value: float | Tensor, like: Tensor) -> Tensor:
-    return value.to(like) if isinstance(value, Tensor) else torch.tensor(value, dtype=like.dtype, device=like.device)
 
 
 def _reduced(values: Tensor, read: Readout, copies: int, n: int) -> Tensor:

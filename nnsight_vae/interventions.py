@@ -132,7 +132,7 @@ class Resample(Intervention):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Noise(Intervention):
-    """`a <- a + sd * e`, `e ~ N(0, 1)` independent over examples, units and positions."""
+    """`a <- a + sd * e`, `e ~ N(0, 1)` independent over examples, units and positions; a seed gives each unit the same noise."""
 
     sd: Number
     seed: int = 0

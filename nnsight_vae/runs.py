@@ -15,7 +15,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nnsight_vae.errors import NnsightVaeError
 from nnsight_vae.layout import Layout
 from nnsight_vae.probe import Firing
 from nnsight_vae.vae import VAE
@@ -174,7 +173,7 @@ def _grows(vae: VAE, x: Tensor, firing: Firing, reads: str) -> bool:
         expected = repeat(small.at(reads), 2)
         try:
             grown = run_from(small, firing.path, 2, {}, lambda value: value, reads)
-        except (RuntimeError, ValueError, IndexError, NnsightVaeError):
+        except Exception:  # whatever the model's own code makes of a batch that grew on one branch only
             cache[key] = False
         else:
             cache[key] = grown.shape == expected.shape and torch.allclose(grown, expected, rtol=1e-4, atol=1e-5)

@@ -155,6 +155,11 @@ class Sites(Mapping[str, Site]):
             return Selection(self[name].name)
         return self._checked(name, _read_index(index, self._named_in(name, key).n_units, key), key)
 
+    def units(self, selection: Selection) -> tuple[Unit, ...]:
+        """The units a selection names, in order."""
+        site = self[selection.site]
+        return site.units if selection.indices is None else tuple(Unit(site.name, i) for i in selection.indices)
+
     def _named_in(self, name: str, key: str) -> Site:
         if name in self._sites:
             return self._sites[name]

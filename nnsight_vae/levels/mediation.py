@@ -18,7 +18,7 @@ from nnsight_vae.sites import Key
 from nnsight_vae.vae import VAE
 
 
-def mediate(vae: VAE, pairs: Pairs, mediators: Sequence[Key], *, readout: Readout) -> Mediation:
+def mediate(vae: VAE, pairs: Pairs, mediators: Sequence[Key] | Key, *, readout: Readout) -> Mediation:
     """Decompose the effect of source against base into what goes through a set of mediators and what does not.
 
     With Y(a, M_b) the readout of input a while the mediators M hold what they compute on input b:
@@ -38,7 +38,7 @@ def mediate(vae: VAE, pairs: Pairs, mediators: Sequence[Key], *, readout: Readou
 
     Raises:
         SiteError, DataError, ReadoutError: before any work.
-        InterventionError: no mediators.
+        InterventionError: no mediators, or two that name the same unit.
 
     Source: Pearl 2001 (natural effects); VanderWeele 2014, doi 10.1097/EDE.0000000000000121 (decomposition); Vig et al. 2020.
 
@@ -52,7 +52,7 @@ def mediate(vae: VAE, pairs: Pairs, mediators: Sequence[Key], *, readout: Readou
         >>> bool(abs(m.nde.mean()).max() < 1e-6)
         True
     """
-    keys = [mediators] if isinstance(mediators, str) else list(mediators)
+    keys = [mediators] if isinstance(mediators, Key) else list(mediators)
     if not keys:
         raise InterventionError("mediate needs at least one mediator, e.g. mediators=['encoder.4[0:8]'].")
     vae.checked(pairs.base)

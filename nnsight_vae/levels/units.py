@@ -38,11 +38,7 @@ def selected_units(vae: VAE, keys: Sequence[Key]) -> list[Unit]:
         keys = [keys]
     units: dict[Unit, None] = {}
     for key in keys:
-        selection = vae.sites.select(key)
-        site = vae.sites[selection.site]
-        units.update(
-            dict.fromkeys(site.units if selection.indices is None else (Unit(site.name, i) for i in selection.indices))
-        )
+        units.update(dict.fromkeys(vae.sites.units(vae.sites.select(key))))
     if not units:
         raise SiteError("no sites given; name at least one, e.g. sites=['encoder.4', 'latent.z'].")
     return list(units)

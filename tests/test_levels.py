@@ -214,3 +214,28 @@ def test_bad_input_is_refused(call, error):
     vae, pairs, read, _ = setup()
     with pytest.raises(error):
         call(vae, pairs, read)
+
+
+def test_few_examples_still_give_each_latent_its_posteriors_range():
+    """One example: its posterior is the aggregate; N(mu, e^-2) has its 5 % and 95 % quantiles 2 * 1.645 * e^-1 apart."""
+    vae, pairs, read, _ = setup()
+    low, high = np.array(list(nv.perturb_latents(vae, pairs.base[:1], readout=read).provenance["values"].values()))
+    np.testing.assert_allclose(high - low, 2 * 1.645 * np.exp(-1), rtol=0.35)
+    np.testing.assert_allclose((high + low) / 2, vae.encode(pairs.base[:1]).mu[0].detach(), atol=0.3)
+
+
+def test_a_single_mediator_may_be_a_unit_and_overlapping_ones_are_refused():
+    vae, pairs, read, _ = setup()
+    by_unit, by_name = (nv.mediate(vae, pairs, key, readout=read) for key in (nv.Unit("latent.z", 1), ["latent.z[1]"]))
+    np.testing.assert_array_equal(by_unit.pnie.values, by_name.pnie.values)
+    with pytest.raises(nv.InterventionError, match="both name"):
+        nv.mediate(vae, pairs, ["latent.z[0:2]", "latent.z[1]"], readout=read)
+
+
+def test_values_are_one_list_for_all_latents():
+    vae, pairs, read, _ = setup()
+    with pytest.raises(nv.InterventionError, match="same for every latent"):
+        nv.perturb_latents(vae, pairs.base, values=[[1.0, 2.0], [3.0, 4.0]], readout=read)
+    one = nv.perturb_latents(vae, pairs.base, values=torch.tensor([0.5]), readout=read)
+    two = nv.perturb_latents(vae, pairs.base, values=[-1.0, 0.5], readout=read)
+    np.testing.assert_array_equal(one.values, two.parts["0.5"].values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,9 +17,11 @@ from nnsight_vae.interventions import Set
 from nnsight_vae.progress import progress_bar
 from nnsight_vae.provenance import provenance
 from nnsight_vae.readouts import Readout
+from nnsight_vae.runs import repeat
 from nnsight_vae.sites import Unit
 from nnsight_vae.vae import VAE
 
+DRAWS = 100  # fewest draws of each latent that its quantiles are taken over
 RANGE = (0.05, 0.95)  # quantiles of the aggregate posterior between which a latent is moved by default
 
 
@@ -27,7 +30,7 @@ def posterior_quantiles(
 ) -> Float[Tensor, "quantile latent"]:
     """Quantiles of each latent's aggregate posterior q(z_k) = mean over x of q(z_k | x).
 
-    One draw from q(z|x) an example: a collapsed latent then gets the prior's spread, not the point its means collapse to, and
+    One draw from q(z|x) an example (more where examples are fewer than 100): a collapsed latent then gets the prior's spread, not the point its means collapse to, and
     clamping it to these values stays where the decoder has been trained.
 
     Args:
@@ -40,9 +43,11 @@ def posterior_quantiles(
     """
     acts = activations(vae, x, ["latent.mu", "latent.logvar"])
     mu, logvar = acts["latent.mu"], acts["latent.logvar"]
-    eps = torch.randn(mu.shape, generator=torch.Generator().manual_seed(seed)).to(mu)
-    z = (mu + torch.exp(0.5 * logvar) * eps).transpose(0, 1).flatten(1)
-    return torch.quantile(z, torch.tensor(quantiles, dtype=z.dtype, device=z.device), dim=1)
+    draws = math.ceil(DRAWS / len(mu))
+    eps = torch.randn(draws * len(mu), *mu.shape[1:], generator=torch.Generator().manual_seed(seed)).to(mu)
+    z = (repeat(mu, draws) + torch.exp(0.5 * repeat(logvar, draws)) * eps).transpose(0, 1).flatten(1)
+    # numpy: torch.quantile refuses half precision and more than 16 million values
+    return torch.from_numpy(np.quantile(z.double().cpu().numpy(), quantiles, axis=1)).to(mu)
 
 
 def perturb_latents(
@@ -72,7 +77,7 @@ def perturb_latents(
         reconstruction.
 
     Raises:
-        InterventionError: values is empty or not finite.
+        InterventionError: values is empty, not finite, or not one list for all latents.
         DataError, ReadoutError: before any work.
 
     Source: latent intervention of Roy 2025, arXiv 2505.03530; calibrated ranges after Roy et al. 2026, arXiv 2603.21236.
@@ -92,10 +97,13 @@ def perturb_latents(
         names = [f"q{q:g}" for q in RANGE]
         table = posterior_quantiles(vae, x).double().cpu().numpy()
     else:
-        if len(values) == 0 or not np.isfinite(np.asarray(values, dtype=float)).all():
-            raise InterventionError(f"values must be finite numbers in latent units, at least one; got {list(values)}.")
-        names = [f"{float(v):g}" for v in values]
-        table = np.repeat(np.asarray(values, dtype=float)[:, None], n_latents, axis=1)
+        clamps = np.asarray(values, dtype=float)
+        if clamps.ndim != 1 or len(clamps) == 0 or not np.isfinite(clamps).all():
+            raise InterventionError(
+                f"values must be a list of finite numbers in latent units, the same for every latent; got {values!r}."
+            )
+        names = [f"{v:g}" for v in clamps]
+        table = np.repeat(clamps[:, None], n_latents, axis=1)
     plan = [{Unit("latent.z", k): Set(float(row[k]))} for row in table for k in range(n_latents)]
     with progress_bar("perturbing latents", len(plan) * len(x), progress) as advance:
         moved = run_interventions(vae, x, plan, readout, eps=eps, progress=advance)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from linear import LinearVAE, LinearWorld
+from linear import LinearReadout, LinearVAE, LinearWorld
 
 import nnsight_vae as nv
 from nnsight_vae.causal.mapping import simultaneous_interval
@@ -134,6 +134,45 @@ def test_interchange_tells_knobs_from_mechanisms():
     assert row.low <= row.score <= row.high
 
 
+def test_an_effect_below_the_minimum_does_not_take_a_latent_from_a_stronger_one():
+    """Latent 0 moves the cause most and the effect a little less; latent 1 moves the cause by less than counts."""
+    decoder = torch.tensor([[1.0, 0.08, 0], [0.96, 0, 0], [0, 0, 1]], dtype=torch.double)
+    found = nv.causal.map_factors(nv.VAE(LinearVAE(EYE, EYE, decoder, EYE, logvar=-8.0)), WORLD, n=100)
+    assert found.size[1, 0] + found.size[0, 1] > found.size[0, 0]  # what a matching of all sizes would prefer
+    assert found.assignment == {"cause": 0, "effect": None, "other": 2}
+    assert found.unmatched == (1,)
+
+
+def test_fewer_latents_than_factors_leaves_factors_unmatched_and_the_control_undefined():
+    vae = nv.VAE(LinearVAE(EYE, EYE[:1], EYE[:, :1], EYE, logvar=-8.0))
+    found = nv.causal.map_factors(vae, WORLD, n=100)
+    assert found.assignment == {"cause": 0, "effect": None, "other": None}
+    result = nv.causal.interchange_accuracy(vae, WORLD, found, n=50)
+    assert result.unmatched == ("effect", "other")
+    assert [row.control for row in result.rows] == [None, None]
+    assert "none" in str(result)
+
+
+def test_the_control_is_the_mean_over_the_other_latents():
+    """Swapping latent k of independent knobs moves factor k alone: against the cause it errs by both changes."""
+    result = nv.causal.interchange_accuracy(knobs(), WORLD, {"cause": 0}, n=100, seed=3)
+    base, source = (WORLD.sample(100, seed=seed).factors.numpy() for seed in (3, 4))
+    moved = np.square(source - base).mean(0)
+    expected = np.mean([1 - (moved[0] + moved[k]) / moved[0] for k in (1, 2)])
+    assert result.rows[0].control == pytest.approx(expected)
+
+
+def test_intervals_of_the_score_bracket_it_and_have_width():
+    """The readout's other factors do not follow, so the score of the propagated swap varies over resamples."""
+    weak = nv.VAE(LinearVAE(EYE, EYE, torch.diag(torch.tensor([1.0, 1, 0.5], dtype=torch.double)), EYE, logvar=-8.0))
+    tangled = nv.VAE(LinearVAE(EYE, EYE, EYE + torch.roll(EYE, 1, 0) * 0.5, EYE, logvar=-8.0))
+    for vae in (weak, tangled):
+        for row in nv.causal.interchange_accuracy(vae, WORLD, {"other": 2, "effect": 1}, n=60).rows:
+            assert row.low <= row.score <= row.high
+    shifted = nv.causal.interchange_accuracy(mechanism(), WORLD, {"effect": 1}, n=60).rows[0]
+    assert shifted.low < shifted.score < shifted.high
+
+
 def test_bad_input_is_refused():
     with pytest.raises(nv.DataError, match="n=5"):
         nv.causal.map_factors(knobs(), WORLD, n=5)
@@ -143,3 +182,16 @@ def test_bad_input_is_refused():
         nv.causal.factor_graph(knobs(), WORLD, through="walls")
     with pytest.raises(nv.DataError, match="no factors"):
         nv.causal.interchange_accuracy(knobs(), WORLD, {"mass": 0})
+    for latent in (3, -1):
+        with pytest.raises(nv.DataError, match="latents 0-2"):
+            nv.causal.interchange_accuracy(knobs(), WORLD, {"cause": latent})
+    blind = LinearReadout(torch.zeros(1, 3, dtype=torch.double))
+    with pytest.raises(nv.DataError, match="readout reads changes"):
+        nv.causal.interchange_accuracy(knobs(), WORLD, {"cause": 0}, readout=blind)
+
+
+def test_only_an_intervention_in_the_world_draws_the_graph_through_inputs():
+    images = np.random.default_rng(0).random((60, 1, 4, 4))
+    data = nv.datasets.from_arrays(images, images[:, 0, 0, :2], names=["a", "b"])
+    with pytest.raises(nv.DataError, match="no structural causal model"):
+        nv.causal.factor_graph(knobs(), data, through="inputs")

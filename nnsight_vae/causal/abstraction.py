@@ -33,7 +33,7 @@ class InterchangeRow:
         propagate: the counterfactual lets descendants follow the SCM.
         score: 1 - E|predicted change - true change|^2 / E|true change|^2; 1 is perfect, 0 is what changing nothing scores.
         low, high: 95 % bootstrap interval over pairs.
-        control: the same score, mean over all other latents swapped in its place.
+        control: the same score, mean over all other latents swapped in its place; None where there is no other.
     """
 
     factor: str
@@ -42,7 +42,7 @@ class InterchangeRow:
     score: float
     low: float
     high: float
-    control: float
+    control: float | None
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,8 @@ class InterchangeAccuracy:
             by_factor.setdefault(row.factor, []).append(row)
         for factor, (alone, propagated) in by_factor.items():
             cells = [f"{r.score:.2f} [{r.low:.2f}, {r.high:.2f}]" for r in (alone, propagated)]
-            lines.append(
-                f"{factor:<18}{f'latent.z[{alone.latent}]':<14}{cells[0]:<24}{cells[1]:<24}{alone.control:.2f}"
-            )
+            control = "none" if alone.control is None else f"{alone.control:.2f}"
+            lines.append(f"{factor:<18}{f'latent.z[{alone.latent}]':<14}{cells[0]:<24}{cells[1]:<24}{control}")
         if self.unmatched:
             lines.append(f"without a latent of their own: {', '.join(self.unmatched)}")
         return "\n".join(lines)
@@ -112,7 +111,8 @@ def interchange_accuracy(
     Returns: `InterchangeAccuracy`; print it for a table.
 
     Raises:
-        DataError: the dataset has no counterfactuals, or fewer than 20 pairs are asked for.
+        DataError: the dataset has no counterfactuals, fewer than 20 pairs are asked for, the mapping names a factor or latent
+            that does not exist, or the readout sees no change of a factor.
 
     Source: interchange interventions, Geiger et al. 2021, arXiv 2106.02997, with a continuous score.
 
@@ -128,9 +128,11 @@ def interchange_accuracy(
     assignment = mapping.assignment if isinstance(mapping, FactorMap) else dict(mapping)
     if unknown := [factor for factor in assignment if factor not in data.factors]:
         raise DataError(f"{data.name} has no factors {unknown}; it has {', '.join(data.factors)}.")
-    readout = data.readout() if readout is None else readout
     base, source = data.sample(n, seed=seed), data.sample(n, seed=seed + 1)
-    n_latents = vae.sites["latent.z"].n_units
+    n_latents = vae.layout(vae.checked(base.images)).sites["latent.z"].n_units
+    if beyond := {factor: k for factor, k in assignment.items() if k is not None and not 0 <= k < n_latents}:
+        raise DataError(f"this VAE has latents 0-{n_latents - 1}; the mapping asks for {beyond}.")
+    readout = data.readout() if readout is None else readout
     swap = Swap(source.images)
     swapped = run_interventions(vae, base.images, [{Unit("latent.z", k): swap} for k in range(n_latents)], readout)
     predicted = _array(swapped - baseline(vae, base.images, readout))
@@ -156,10 +158,15 @@ def _row(
 ) -> InterchangeRow:
     error = np.square(predicted - truth).sum(axis=-1)  # [latent, pair]
     change = np.square(truth).sum(axis=-1)
+    if not change.any():
+        raise DataError(
+            f"nothing that the readout reads changes when {factor} is swapped, so its score is undefined; leave it out of the "
+            "mapping, or use a readout that reads it."
+        )
     scores = 1 - error.mean(axis=1) / change.mean()
-    worst, best = bootstrap_ratio_interval(error[latent], change, seed=seed)
-    control = float(np.delete(scores, latent).mean())
-    return InterchangeRow(factor, latent, propagate, float(scores[latent]), 1 - float(best), 1 - float(worst), control)
+    least, most = bootstrap_ratio_interval(error[latent], change, seed=seed)
+    control = float(np.delete(scores, latent).mean()) if len(scores) > 1 else None
+    return InterchangeRow(factor, latent, propagate, float(scores[latent]), 1 - float(most), 1 - float(least), control)
 
 
 def _array(values: Tensor) -> np.ndarray:

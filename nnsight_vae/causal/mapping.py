@@ -42,8 +42,8 @@ class FactorMap:
         size: m_kf, [latent, factor].
         low, high: simultaneous bounds of `size`.
         verdicts: one per latent.
-        assignment: factor -> its latent under the one-to-one matching that maximises the summed sizes; None where the matched
-            size is not above `min_effect`.
+        assignment: factor -> its latent under the one-to-one matching that maximises the summed sizes of the effects that are
+            above `min_effect`; None where no such effect is left for the factor.
         kl: mean KL(q(z_k|x) || N(0, 1)) per latent, nats.
         min_effect: the smallest size of interest, in factor standard deviations.
         level: simultaneous coverage.
@@ -216,9 +216,10 @@ def _assign(
     factors: tuple[str, ...],
     least: float,
 ) -> dict[str, int | None]:
-    """One-to-one matching that maximises the summed sizes (Hungarian algorithm)."""
+    """One-to-one matching that maximises the summed sizes of what is above the minimum (Hungarian algorithm)."""
     from scipy.optimize import linear_sum_assignment
 
-    rows, columns = linear_sum_assignment(size, maximize=True)
-    found = {factors[j]: int(k) if low[k, j] > least else None for k, j in zip(rows, columns, strict=True)}
+    # What is not above the minimum must not tip the balance between effects that are.
+    rows, columns = linear_sum_assignment(np.where(low > least, size, 0.0), maximize=True)
+    found = {factors[j]: int(k) for k, j in zip(rows, columns, strict=True) if low[k, j] > least}
     return {factor: found.get(factor) for factor in factors}

@@ -69,6 +69,11 @@ def factor_graph(
 
     if through not in ("latents", "inputs"):
         raise DataError(f"factor_graph got through={through!r}; expected 'latents' or 'inputs'.")
+    if through == "inputs" and type(data).counterfactual is Dataset.counterfactual:
+        raise DataError(
+            f"factor_graph(through='inputs') needs do(factor), and {data.name} has no structural causal model: images matched "
+            "after the fact differ in more than the factor and its effects. Use through='latents'."
+        )
     graph = nx.DiGraph(
         estimand="total",
         through=through,

@@ -104,9 +104,8 @@ def _graphs(sections: dict[str, Any]) -> list[str]:
     for (factor, propagate), alone in rows.items():
         if not propagate:
             swaps = [f"{r['score']:.2f} [{r['low']:.2f}, {r['high']:.2f}]" for r in (alone, rows[factor, True])]
-            lines.append(
-                f"  {factor:<18} alone {swaps[0]}; with its descendants {swaps[1]}; other latents {alone['control']:.2f}"
-            )
+            others = "" if alone["control"] is None else f"; other latents {alone['control']:.2f}"
+            lines.append(f"  {factor:<18} alone {swaps[0]}; with its descendants {swaps[1]}{others}")
     return lines
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -50,7 +51,9 @@ def _reported(command: Callable[..., None]) -> Callable[..., None]:
 @app.command()
 @_reported
 def demo(
-    out: Out = Path("demo-report"), pairs: Annotated[int, typer.Option(help="Pairs a factor.")] = 32, seed: Seed = 0
+    out: Out = Path("demo-report"),
+    pairs: Annotated[int, typer.Option(min=10, help="Pairs a factor.")] = 32,
+    seed: Seed = 0,
 ) -> None:
     """Analyse the two bundled models, one entangled and one disentangled, on the pendulum."""
     import nnsight_vae as nv
@@ -167,6 +170,8 @@ def _say_step(text: str) -> None:
 
 def main() -> None:
     """Run the command line."""
+    # A factory beside the user is importable, as with `python -m`; a console script starts with its own folder instead.
+    sys.path.insert(0, "")
     app()
 
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import networkx as nx
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from linear import LinearVAE, LinearWorld
 from typer.testing import CliRunner
 
 import nnsight_vae as nv
 from nnsight_vae import cli
-from nnsight_vae.report import Settings, analyze
-from nnsight_vae.report.analysis import _Run
+from nnsight_vae.report import Settings, analyze, summary as summary_text
+from nnsight_vae.report.folder import Folder
+from nnsight_vae.report.steps import Run
 
 SMALL = ["--pairs", "12", "--images", "24"]
 
@@ -107,7 +111,7 @@ def test_an_interrupted_run_keeps_what_it_finished_and_continues(report, folder,
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(_Run, "mediation", stop)
+        patch.setattr(Run, "mediation", stop)
         result = analyse(folder, out)
     assert result.exit_code == 130
     assert "continues from there" in result.output
@@ -126,7 +130,10 @@ def test_other_settings_do_not_reuse_old_effects(report, folder):
     (copy / "effects").mkdir(parents=True)
     (copy / "effects" / "patching_x.npz").write_bytes((path / "effects" / "patching_x.npz").read_bytes())
     assert analyse(folder, copy, "--seed", "1", "--factor", "x").exit_code == 0
-    assert nv.Effects.load(copy / "effects" / "patching_x.npz").provenance["request"]["seed"] == 1
+    assert (
+        nv.Effects.load(copy / "effects" / "patching_x.npz").provenance["request"]
+        != nv.Effects.load(path / "effects" / "patching_x.npz").provenance["request"]
+    )
     assert (path / "effects" / "patching_x.npz").stat().st_mtime_ns == written
 
 
@@ -187,3 +194,44 @@ def test_a_dataset_with_a_graph_is_compared_with_it(folder, tmp_path):
     assert comparison["kind"] == "total"
     assert comparison["n_true"] == 1
     assert "against the transitive closure" in str(summary)
+
+
+def test_changed_data_of_the_same_name_are_patched_anew(folder, tmp_path):
+    images, factors = blobs()
+    vae, out, settings = nv.load(folder / "run"), tmp_path / "out", Settings(("x",), pairs=12, images=24)
+    kept = out / "effects" / "patching_x.npz"
+    summaries = []
+    for pictures in (images, images, images[:, :, :, ::-1].copy()):
+        data = nv.datasets.from_arrays(pictures, factors, names=["x", "y"])
+        summaries.append((analyze(vae, data, out, settings).to_dict(), kept.stat().st_mtime_ns))
+    assert summaries[0] == summaries[1]
+    assert summaries[2][1] != summaries[0][1]
+
+
+def test_a_model_with_one_latent_is_analysed_and_its_undefined_control_is_null(tmp_path):
+    data = LinearWorld()
+    run = Run(one_latent(), data, Folder(tmp_path), Settings(images=40), "one latent")
+    run.intervenes = True
+    run.mapping = nv.causal.map_factors(run.vae, data, n=40)
+    run.graphs()
+    rows = run.sections["interchange"]
+    assert rows
+    assert {row["control"] for row in rows} == {None}
+    json.dumps(run.sections, allow_nan=False)
+    assert "other latents" not in "\n".join(summary_text._graphs(run.sections))
+
+
+def one_latent() -> nv.VAE:
+    eye = torch.eye(3, dtype=torch.double)
+    return nv.VAE(LinearVAE(eye, eye[:1], eye[:, :1], eye, logvar=-8.0))
+
+
+def test_a_factory_in_the_working_directory_is_found(tmp_path):
+    """By the console script too, whose own folder is first on the path."""
+    (tmp_path / "beside.py").write_text(
+        "from nnsight_vae.models import MLPVAE\n\n\ndef make():\n    return MLPVAE(image_shape=(1, 8, 8), latent=3)\n"
+    )
+    script = "import sys; sys.path.pop(0); from nnsight_vae.cli import main; sys.argv = ['nnsight-vae', 'info', '--model', 'beside:make']; main()"
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "latent.z" in done.stdout

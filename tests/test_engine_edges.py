@@ -286,3 +286,44 @@ def test_noise_that_does_not_fit_is_refused(vae):
     for eps in (EPS[:3], EPS[:, :2], EPS.long(), torch.full_like(EPS, float("nan"))):
         with pytest.raises(nv.DataError):
             engine.run_interventions(vae, X, [{"latent.z": nv.Zero()}], READ, eps=eps)
+
+
+@pytest.mark.parametrize("early", ["input", "enc1", "latent.mu"])
+def test_the_noise_itself_is_a_site_below_any_other(vae, early):
+    plan = [{f"{early}[0]": nv.Set(0.3), "latent.eps[1]": nv.Add(2.0)}, {"latent.eps[1]": nv.Add(2.0)}]
+    got = engine.run_interventions(vae, X, plan, READ, eps=EPS)
+
+    def unit(index: int, change):
+        return lambda v: torch.stack([change(c) if i == index else c for i, c in enumerate(v.unbind(1))], 1)
+
+    noise = unit(1, lambda c: c + 2.0)
+    want = literal(MODEL, X, {early: unit(0, lambda c: torch.full_like(c, 0.3)), "latent.eps": noise}, EPS)
+    torch.testing.assert_close(got[0], want, atol=1e-5, rtol=0)
+    torch.testing.assert_close(got[1], literal(MODEL, X, {"latent.eps": noise}, EPS), atol=1e-5, rtol=0)
+
+
+def test_progress_counts_every_row_once(vae, in_small_chunks):
+    in_small_chunks(3)
+    seen: list[int] = []
+    plan = [{f"{site}[{u}]": nv.Zero()} for site in ("enc1", "dec1") for u in range(4)]
+    engine.run_interventions(vae, X, plan, READ, progress=seen.append)
+    assert sum(seen) == len(plan) * len(X)
+
+
+def test_a_result_that_is_not_finite_names_the_first_that_is_not(vae):
+    class Log:
+        names = ("a",)
+        reads = "latent.z"
+
+        def __call__(self, z: Tensor) -> Tensor:
+            return torch.log(z[:, :1])
+
+    plan = [{"latent.z[0]": nv.Set(v)} for v in (1.0, -1.0, 2.0, -2.0)]
+    with pytest.raises(nv.InterventionError, match=r"under 2 of 4 interventions, first latent\.z\[0\] <- Set\(-1\.0\)"):
+        engine.run_interventions(vae, X, plan, Log())
+
+
+def test_a_tensor_that_does_not_broadcast_is_refused(vae):
+    for value in (torch.zeros(3, 1), torch.zeros(7, 2), torch.zeros(1, 7, 1)):
+        with pytest.raises(nv.InterventionError, match="does not fit"):
+            nv.intervene(vae, X, {"latent.z[0]": nv.Set(value)})

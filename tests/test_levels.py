@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from linear import LinearReadout, linear, random_linear_vae
+from test_engine import literal, record
 from torch import Tensor, nn
 from vaes import all_vaes, images
 
@@ -239,3 +240,79 @@ def test_values_are_one_list_for_all_latents():
     one = nv.perturb_latents(vae, pairs.base, values=torch.tensor([0.5]), readout=read)
     two = nv.perturb_latents(vae, pairs.base, values=[-1.0, 0.5], readout=read)
     np.testing.assert_array_equal(one.values, two.parts["0.5"].values)
+
+
+def test_changes_at_units_with_positions_are_means_and_root_mean_squares(world):
+    vae, pairs = world
+    model = vae.module
+    sites = [name for name in default_sites(vae) if vae.sites[name].stage in ("encoder", "latent")]
+    found = nv.manipulate_inputs(vae, pairs, sites)
+    row = 0
+    for name in sites:
+        site = vae.sites[name]
+        before, after = (
+            record(copy.deepcopy(MODELS[_name_of(model)]), x, name, pairs.eps).flatten(2 if len(site.shape) > 1 else 1)
+            for x in (pairs.base, pairs.source)
+        )
+        before, after = (a.reshape(11, site.n_units, -1).double().numpy() for a in (before, after))
+        both = np.concatenate([before, after]).mean(-1)
+        for u in range(site.n_units):
+            sd = both[:, u].std()
+            want = (after - before)[:, u].mean(-1) / sd
+            np.testing.assert_allclose(found.values[row, 0], want, rtol=1e-3, atol=1e-4)
+            size = np.sqrt(np.square((after - before)[:, u]).mean(-1)) / sd
+            np.testing.assert_allclose(found.parts["norm"].values[row, 0], size, rtol=1e-3, atol=1e-4)
+            row += 1
+    assert row == len(found.units)
+
+
+def _name_of(module: nn.Module) -> str:
+    weights = next(module.parameters())
+    return next(n for n, m in MODELS.items() if type(m) is type(module) and torch.equal(next(m.parameters()), weights))
+
+
+def test_rounding_alone_is_no_change():
+    """Every input is a permutation of the same numbers, so that their sum is constant but for rounding."""
+    model = random_linear_vae()
+    with torch.no_grad():
+        model.enc.weight[0] = 1.0
+    rows = [
+        torch.arange(6.0, dtype=torch.double).sin()[torch.randperm(6, generator=torch.Generator().manual_seed(i))]
+        for i in range(40)
+    ]
+    x = torch.stack(rows)
+    pairs = nv.Pairs(x[:20], x[20:])
+    vae = nv.VAE(model)
+    assert nv.engine.activations(vae, x, ["enc"])["enc"][:, 0].std() > 0
+    found = nv.manipulate_inputs(vae, pairs, ["enc"])
+    assert np.abs(found.values[0]).max() == 0
+    assert np.abs(found.values[1]).max() > 1
+
+
+def test_every_level_runs_on_the_noise_it_is_given(world):
+    """Against hooks with the same noise; no level may fall back to posterior means."""
+    vae, pairs = world
+    model = copy.deepcopy(MODELS[_name_of(vae.module)])
+    eps = pairs.eps
+    read = FirstPixels()
+
+    def pixels(x: Tensor, z: Tensor | None = None) -> np.ndarray:
+        def put(value: Tensor) -> Tensor:
+            return torch.cat([z[:, :1], value[:, 1:]], 1)
+
+        return literal(model, x, {} if z is None else {"latent.z": put}, eps)[:, :3].double().numpy().T
+
+    base_z, source_z = (record(model, x, "latent.z", eps) for x in (pairs.base, pairs.source))
+    patched = nv.patch_activations(vae, pairs, ["latent.z[0]"], readout=read)
+    noising = pixels(pairs.base, source_z) - pixels(pairs.base)
+    denoising = pixels(pairs.source) - pixels(pairs.source, base_z)
+    np.testing.assert_allclose(patched.parts["noising"].values[0], noising, atol=1e-5)
+    np.testing.assert_allclose(patched.parts["denoising"].values[0], denoising, atol=1e-5)
+    np.testing.assert_allclose(patched.values[0], (noising + denoising) / 2, atol=1e-5)
+    m = nv.mediate(vae, pairs, ["latent.z[0]"], readout=read)
+    np.testing.assert_allclose(m.te.values[0], pixels(pairs.source) - pixels(pairs.base), atol=1e-5)
+    np.testing.assert_allclose(m.pnie.values[0], noising, atol=1e-5)
+    moved = nv.perturb_latents(vae, pairs.base, values=[-1.0, 2.0], readout=read, eps=eps)
+    at = {v: pixels(pairs.base, torch.full_like(base_z, v)) for v in (-1.0, 2.0)}
+    np.testing.assert_allclose(moved.values[0], at[2.0] - at[-1.0], atol=1e-5)
+    np.testing.assert_allclose(moved.parts["2"].values[0], at[2.0] - pixels(pairs.base), atol=1e-5)

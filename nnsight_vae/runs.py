@@ -70,18 +70,14 @@ def clean_run(
         kept = [f for f in kept if f.finished <= until]
     outputs: dict[str, Any] = {}
 
-    def keep(firing: Firing) -> Callable[[], None]:
-        envoy = vae.envoy_at(firing.path)
-
-        def event() -> None:
-            value = envoy.output
-            # A later in-place operation of the user's code would rewrite what is remembered here.
-            outputs[firing.path] = value.clone() if firing.rewritten else value
-
-        return event
+    def keep(path: str) -> Callable[[], None]:
+        envoy = vae.envoy_at(path)
+        return lambda: outputs.__setitem__(
+            path, envoy.output
+        )  # the model goes on with a copy where it would rewrite it
 
     if kept:
-        trace_events(vae, "__call__", (x,), [(f.finished, keep(f)) for f in kept], eps=eps)
+        trace_events(vae, "__call__", (x,), [(f.finished, keep(f.path)) for f in kept], eps=eps)
     return CleanRun(vae, x, eps, outputs)
 
 
@@ -150,8 +146,6 @@ def start_for(vae: VAE, x: Tensor, path: str, reads: str = "output") -> str | No
     """
     layout = vae.layout(x)
     firings, decodes = layout.firings, _decodes(layout, reads)
-    if path in _POSTERIOR and decodes:
-        return path
     before = [
         f for f in firings.values() if f.finished <= firings[path].finished and f.calls == 1 and f.shape is not None
     ]
@@ -202,7 +196,7 @@ def _finished_by(firings: dict[str, Firing], begun: int, reached: int) -> list[F
     """The largest modules that fired once, wholly between two moments, in the order in which they started."""
     inside = [f for f in firings.values() if f.calls == 1 and f.started >= begun and f.finished <= reached]
     largest: list[Firing] = []
-    for firing in sorted(inside, key=lambda f: (f.started, -f.finished)):
+    for firing in sorted(inside, key=lambda f: f.started):
         if not largest or firing.started > largest[-1].finished:
             largest.append(firing)
     return largest

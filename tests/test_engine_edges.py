@@ -327,3 +327,46 @@ def test_a_tensor_that_does_not_broadcast_is_refused(vae):
     for value in (torch.zeros(3, 1), torch.zeros(7, 2), torch.zeros(1, 7, 1)):
         with pytest.raises(nv.InterventionError, match="does not fit"):
             nv.intervene(vae, X, {"latent.z[0]": nv.Set(value)})
+
+
+def test_in_place_code_of_one_run_does_not_reach_the_next():
+    model = seeded(Tokens())
+    x = images(model, 5)
+    vae = nv.VAE(copy.deepcopy(model), example=x)
+    plan = [{f"{name}[0]": nv.Add(0.5)} for name in reversed(list(vae.sites))]
+    together = engine.run_interventions(vae, x, [*plan, *plan], READ_ALL)
+    alone = torch.cat([engine.run_interventions(vae, x, [entry], READ_ALL) for entry in plan])
+    torch.testing.assert_close(together, torch.cat([alone, alone]))
+
+
+def test_a_write_at_an_identity_does_not_reach_the_branch_that_passes_it_by():
+    class Block(Residual):
+        def __init__(self, width: int) -> None:
+            super().__init__(width)
+            self.drop = nn.Dropout(0.5)  # in eval mode it hands its input on, the very tensor
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(self.act(self.first(self.drop(x)))) + x
+
+    model = ResidualVAE()
+    model.block = Block(4)
+    seeded(model)
+    vae, x = nv.VAE(copy.deepcopy(model)), images(model, 3)
+    got = engine.run_interventions(vae, x, [{"block.drop": nv.Zero()}], Everything(model.image))
+    torch.testing.assert_close(got[0], literal(model, x, {"block.drop": torch.zeros_like}), atol=1e-5, rtol=0)
+
+
+def test_the_clean_run_stops_where_the_first_write_is():
+    class Counting(MLPVAE):
+        decoded = 0
+
+        def decode(self, z: Tensor) -> Tensor:
+            self.decoded += len(z)
+            return super().decode(z)
+
+    vae = nv.VAE(seeded(Counting()))
+    plan = [{f"enc1[{u}]": nv.Zero()} for u in range(3)]
+    engine.run_interventions(vae, X, plan, READ)  # where the batch can grow is tried once and remembered
+    before = vae.module.decoded
+    engine.run_interventions(vae, X, plan, READ)
+    assert vae.module.decoded - before == 3 * len(X)

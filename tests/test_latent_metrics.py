@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 import torch
 from linear import random_linear_vae
+from test_engine_edges import Tokens
+from vaes import all_vaes, images, seeded
 
 import nnsight_vae as nv
+from nnsight_vae.engine import activations
+from nnsight_vae.levels.latent_metrics import latent_runs
 
 
 @pytest.fixture
@@ -66,3 +70,31 @@ def test_bad_input_is_refused(world):
         nv.metrics.causal_effect_strength(vae)
     with pytest.raises(nv.DataError):
         nv.metrics.causal_effect_strength(vae, x[:0])
+
+
+def test_modularity_at_a_site_with_positions_takes_root_mean_squares():
+    """Literal: zero one latent at a time, and compare the channels of the decoder's middle layer."""
+    model = all_vaes()["conv"]
+    x = images(model, 25)
+    vae = nv.VAE(model)
+    runs = latent_runs(vae, x, "decoder.2")
+    with torch.no_grad():
+        mu = vae.encode(x).mu
+        reach = lambda z: vae.module.decoder[:3](z)
+        for k in range(mu.shape[1]):
+            zeroed = mu.clone()
+            zeroed[:, k] = 0
+            change = (reach(zeroed) - reach(mu)).square().mean((2, 3)).sqrt()
+            np.testing.assert_allclose(runs.unit_change[k], change, atol=1e-5)
+        np.testing.assert_allclose(runs.unit_sd, reach(mu).transpose(0, 1).flatten(1).std(1, correction=0), rtol=1e-4)
+    assert latent_runs(vae, x).unit_sd.shape == latent_runs(vae, x, "decoder.3").unit_sd.shape
+
+
+def test_units_of_a_site_are_on_its_own_channel_axis():
+    model = seeded(Tokens())
+    x = images(model, 10)
+    vae = nv.VAE(model, example=x)
+    runs = latent_runs(vae, x, "out")
+    assert runs.unit_change.shape == (4, 10, 5)
+    out = activations(vae, x, ["out"])["out"].flatten(0, 1)  # [example * token, unit]
+    np.testing.assert_allclose(runs.unit_sd, out.std(0, correction=0), rtol=1e-4)

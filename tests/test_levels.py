@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vaes import all_vaes, images
 
 import nnsight_vae as nv
+from nnsight_vae.levels.latents import posterior_quantiles
 from nnsight_vae.levels.units import default_sites
 
 
@@ -316,3 +317,15 @@ def test_every_level_runs_on_the_noise_it_is_given(world):
     at = {v: pixels(pairs.base, torch.full_like(base_z, v)) for v in (-1.0, 2.0)}
     np.testing.assert_allclose(moved.values[0], at[2.0] - at[-1.0], atol=1e-5)
     np.testing.assert_allclose(moved.parts["2"].values[0], at[2.0] - pixels(pairs.base), atol=1e-5)
+
+
+def test_quantiles_of_a_spatial_latent_are_over_examples_and_positions():
+    model = MODELS["residual"]
+    x = images(model, 200)
+    vae = nv.VAE(copy.deepcopy(model))
+    posterior = vae.encode(x)
+    z = posterior.rsample(torch.randn(posterior.mu.shape, generator=torch.Generator().manual_seed(9)))
+    found = posterior_quantiles(vae, x, (0.25, 0.5))
+    expected = torch.quantile(z.detach().transpose(0, 1).flatten(1), torch.tensor([0.25, 0.5]), dim=1)
+    assert found.shape == (2, 2)
+    torch.testing.assert_close(found, expected, atol=0.1, rtol=0)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from linear import LinearReadout, LinearVAE, LinearWorld
+from scipy import stats
 
 import nnsight_vae as nv
-from nnsight_vae.causal.mapping import simultaneous_interval
+from nnsight_vae.causal.mapping import _verdict, simultaneous_interval
 
 EYE = torch.eye(3, dtype=torch.double)
 WORLD = LinearWorld()
@@ -195,3 +196,44 @@ def test_only_an_intervention_in_the_world_draws_the_graph_through_inputs():
     data = nv.datasets.from_arrays(images, images[:, 0, 0, :2], names=["a", "b"])
     with pytest.raises(nv.DataError, match="no structural causal model"):
         nv.causal.factor_graph(knobs(), data, through="inputs")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        ([0.0, 0.1], [0.2, 0.29], "dead"),
+        ([0.4, 0.1], [0.6, 0.2], "monosemantic"),
+        ([0.4, 0.2], [0.6, 0.4], "undetermined"),  # the second factor may be above
+        ([0.2, 0.1], [0.4, 0.2], "undetermined"),
+        ([0.4, 0.5], [0.6, 0.7], "polysemantic"),
+        ([0.4, 0.5, 0.2], [0.6, 0.7, 0.4], "polysemantic"),  # whatever the third is
+        ([0.4], [0.6], "monosemantic"),
+    ],
+)
+def test_verdicts_follow_from_the_bounds(low, high, verdict):
+    assert _verdict(np.array(low), np.array(high), 0.3) == verdict
+
+
+def test_a_simultaneous_interval_is_students_at_bonferronis_level():
+    values = np.random.default_rng(0).normal(size=(2, 3, 5))
+    low, high = simultaneous_interval(values, 0.9)
+    want = stats.t.interval(1 - 0.1 / 6, 4, values.mean(-1), stats.sem(values, axis=-1))
+    np.testing.assert_allclose((low, high), want)
+
+
+def test_an_edge_needs_its_lower_bound_above_the_minimum_and_keeps_its_sign():
+    class Gated(LinearVAE):
+        """Moving latent 0 moves the effect down, by more where the other factor is high."""
+
+        def decode(self, z):
+            z = super().decode(z)
+            return torch.stack([z[:, 0], z[:, 1] - z[:, 0] * (1 + 0.5 * torch.tanh(z[:, 2])), z[:, 2]], 1)
+
+    vae = nv.VAE(Gated(EYE, EYE, EYE, EYE, logvar=-8.0))
+    mapping = nv.causal.map_factors(vae, WORLD, n=60)
+    edge = nv.causal.factor_graph(vae, WORLD, mapping).edges["cause", "effect"]
+    assert edge["effect"] == pytest.approx(mapping.effects.mean()[0, 1])
+    assert edge["effect"] == pytest.approx(-edge["size"])
+    assert edge["ci_low"] < edge["size"] < edge["ci_high"]
+    between = (edge["ci_low"] + edge["size"]) / 2
+    assert not nv.causal.factor_graph(vae, WORLD, mapping, min_effect=between).has_edge("cause", "effect")

@@ -27,11 +27,16 @@ _RECONSTRUCTION = (
 )
 
 
+_MU_HEADS = ("fc_mu", "fc_mean", "mu", "to_mu")
+_LOGVAR_HEADS = ("fc_logvar", "fc_log_var", "fc_var", "logvar", "log_var", "to_logvar")
+
+
 class EncodeDecode(Adapter):
     """Modules with `encode(x)` and `decode(z)` methods, or `encoder` and `decoder` submodules.
 
     `encode` may return `(mu, logvar)`, a dict, a named tuple, a dataclass, a Normal distribution, or (with `packed`) one
-    tensor with mu and logvar side by side.
+    tensor with mu and logvar side by side. An `encoder` submodule may also return features that two heads (`fc_mu` and
+    `fc_var`, `fc_logvar`, ...) read, flattened where the heads are linear.
 
     Args:
         packed: read one tensor as mu and logvar side by side along axis 1.
@@ -50,7 +55,13 @@ class EncodeDecode(Adapter):
         encode = _function(model, "encode", "encoder")
         if encode is None:
             raise AdapterError(f"{type(model).__name__} has neither encode(x) nor a submodule 'encoder'; use nv.adapt.")
-        return read_posterior(encode(x), packed=self.packed, where=f"{type(model).__name__}.encode")
+        encoded = encode(x)
+        heads = [_function(model, *names) for names in (_MU_HEADS, _LOGVAR_HEADS)]
+        if encode is getattr(model, "encoder", None) and isinstance(encoded, Tensor) and None not in heads:
+            features = encoded.flatten(1) if isinstance(heads[0], nn.Linear) else encoded
+            encoded = tuple(head(features) for head in heads if head is not None)
+        half = "encode" if callable(getattr(model, "encode", None)) else "encoder"
+        return read_posterior(encoded, packed=self.packed, where=f"{type(model).__name__}.{half}")
 
     def decode(self, model: nn.Module, z: Float[Tensor, "n *latent"]) -> Float[Tensor, "rows *image"]:
         """What the module's own decode (or decoder) makes of `z`."""

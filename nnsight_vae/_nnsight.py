@@ -63,6 +63,14 @@ class VAEEnvoy(Envoy):
         object.__setattr__(self, f"{self.OVERLOAD_PREFIX}{name}", envoy)
         return envoy
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Replacing the envoy would drop the write without a word, and leave the site unreachable from then on.
+        if isinstance(self.__dict__.get(name), Envoy) and not isinstance(value, nn.Module | Envoy):
+            raise SiteError(
+                f"{name!r} is a module, not its value: assign .{name}.output = ... (or write .{name}.output[...] = ...)."
+            )
+        super().__setattr__(name, value)
+
 
 # `input` and `output` are left to nnsight's own handling of them.
 _RESERVED = (set(dir(Envoy)) | set(vars(Envoy(nn.Identity())))) - {"input", "inputs", "output", "source"}

@@ -179,7 +179,7 @@ class Effects:
             seed: of the sign flips.
 
         Returns:
-            Effects of the units with at least one passing target, largest first; `.test` and the column `significant`
+            Effects of the units with at least one passing target, largest first; `.test` and `to_frame()`
             of `to_frame` tell which targets passed. No unit at all is a possible answer.
 
         Raises:
@@ -227,8 +227,8 @@ class Effects:
     ) -> pd.DataFrame:
         """One row per unit and target: unit, site, index, target, effect, ci_low, ci_high, p, q.
 
-        p and q are those of `significant` where it was called (then with a column `significant`); otherwise the family
-        of q is this object's units x targets. `index` is missing for a unit that is not a single index.
+        After `significant`, only the units and targets that passed, with the p and q of the family that was tested;
+        otherwise the family of q is this object's units x targets. `index` is missing for a unit that is not a single index.
 
         Args:
             level: of the interval.
@@ -260,9 +260,8 @@ class Effects:
             "p": p.ravel(),
             "q": q.ravel(),
         }
-        if self.test:
-            columns["significant"] = self.test.passed.ravel()
-        return pd.DataFrame(columns)
+        frame = pd.DataFrame(columns)
+        return frame[self.test.passed.ravel()].reset_index(drop=True) if self.test else frame
 
     def plot(self, *, max_units: int = 40) -> tuple[Figure, Axes]:
         """Heat map of the mean effects, units down and targets across, on a symmetric colour-blind-safe scale.

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
+from torch.backends import mha
 
 from nnsight_vae._nnsight import SLOTS, instrumented
 
@@ -76,3 +77,17 @@ def _parts(module: nn.Module) -> list[nn.Module]:
                 parts[child] = None
                 waiting.append(child)
     return list(parts)
+
+
+@contextmanager
+def submodules_run() -> Iterator[None]:
+    """Keep attention layers from PyTorch's fused path, which passes their submodules by: sites there would never be reached."""
+    fused = mha.get_fastpath_enabled()
+    if not fused:
+        yield
+        return
+    mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        mha.set_fastpath_enabled(True)

@@ -21,7 +21,7 @@ from nnsight_vae.hold import Hold
 from nnsight_vae.layout import Layout, read_layout
 from nnsight_vae.posterior import Posterior
 from nnsight_vae.sites import Sites
-from nnsight_vae.snapshot import eval_mode
+from nnsight_vae.snapshot import eval_mode, submodules_run
 from nnsight_vae.wrapped import Wrapped
 
 if TYPE_CHECKING:
@@ -136,14 +136,15 @@ class VAE(NNsight):
         """Hold the model for one run: one thread at a time, eval mode, outside any trace that is open, flags restored."""
         with self._hold.lock:
             self._hold.require_live()
-            with eval_mode(self._module), self.interleaver.stood_down():
+            with eval_mode(self._module), submodules_run(), self.interleaver.stood_down():
                 yield
 
     # ------------------------------------------------------------------ running
     def trace(self, *inputs: Any, fn: Any = None, trace: bool = True, **kwargs: Any) -> Any:
         """Open an nnsight trace of this VAE.
 
-        A saved activation is what its site computed, whatever the model or the block does afterwards; the input is copied. Put
+        A saved activation is what its site computed, whatever the model does afterwards. A write into it, `output[:, 3] = 2.0`,
+        is a write into what was saved too: `.clone().save()` keeps the value from before. The input is copied. Put
         `torch.no_grad()` on the `with` line, before the trace: inside the block it would leak into the model.
 
         Args:

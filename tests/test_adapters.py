@@ -343,3 +343,48 @@ def test_the_input_shape_is_inferred_or_asked_for():
     assert nv.adapt(model, packed=True, example=images(model, 1)).sites["latent.z"].shape == (2,)
     with pytest.raises(nv.DataError, match="cannot run x"):
         nv.adapt(model, packed=True, example=torch.zeros(2, 1, 16, 16))
+
+
+def test_features_read_by_two_heads_need_no_encode_method():
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = nn.Sequential(nn.Conv2d(1, 4, 4, 2, 1), nn.ReLU())
+            self.fc_mu, self.fc_var = nn.Linear(64, 3), nn.Linear(64, 3)
+            self.decoder = nn.Sequential(nn.Linear(3, 64), nn.Unflatten(1, (1, 8, 8)))
+
+        def forward(self, x):
+            h = self.encoder(x).flatten(1)
+            return self.decoder(self.fc_mu(h)), self.fc_mu(h), self.fc_var(h)
+
+    model = Heads()
+    vae, x = nv.VAE(model), torch.rand(3, 1, 8, 8)
+    h = model.encoder(x).flatten(1)
+    assert torch.equal(vae.encode(x).logvar, model.fc_var(h))
+    assert vae.verify(x) == 0.0
+
+
+def test_sites_inside_attention_layers_are_reached():
+    """In eval mode without gradients PyTorch would run them fused, past their submodules."""
+
+    class Attentive(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+            self.heads, self.decoder = nn.Linear(32, 6), nn.Linear(3, 32)
+
+        def encode(self, x):
+            return self.heads(self.block(x.view(-1, 4, 8)).flatten(1)).chunk(2, 1)
+
+        def decode(self, z):
+            return self.decoder(z)
+
+    vae, x = nv.VAE(Attentive(), example=torch.rand(2, 32)), torch.rand(5, 32)
+    fused = torch.backends.mha.get_fastpath_enabled()
+    out = nv.intervene(vae, x, {"block.linear1[3]": nv.Set(2.0)})
+    assert not torch.equal(out.reconstruction, vae(x))
+    with torch.no_grad(), vae.trace(x):
+        vae.block.linear1.output[..., 3] = 2.0
+        by_hand = vae.output.save()
+    torch.testing.assert_close(out.reconstruction, by_hand)
+    assert torch.backends.mha.get_fastpath_enabled() == fused

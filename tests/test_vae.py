@@ -340,3 +340,13 @@ def test_edits_stay_on_their_twin_which_needs_no_other():
         z = edited.latent.z.output.save()
     assert torch.equal(plain, mu)
     assert (z[:, 0] == 5.0).all()
+
+
+def test_assigning_to_a_site_instead_of_its_output_is_refused_and_harms_nothing():
+    vae = nv.VAE(seeded(ConvVAE()))
+    x = images(vae.module, 2)
+    with pytest.raises(nv.SiteError, match=r"z\.output"), torch.no_grad(), vae.trace(x):
+        vae.latent.z = torch.zeros(2, 5)
+    with torch.no_grad(), vae.trace(x):
+        z = vae.latent.z.output.save()
+    assert z.shape == (2, 5)

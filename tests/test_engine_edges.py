@@ -302,12 +302,16 @@ def test_the_noise_itself_is_a_site_below_any_other(vae, early):
     torch.testing.assert_close(got[1], literal(MODEL, X, {"latent.eps": noise}, EPS), atol=1e-5, rtol=0)
 
 
-def test_progress_counts_every_row_once(vae, in_small_chunks):
-    in_small_chunks(3)
-    seen: list[int] = []
+def test_interventions_at_one_site_share_runs_up_to_the_budget_and_progress_counts_every_row(vae, in_small_chunks):
     plan = [{f"{site}[{u}]": nv.Zero()} for site in ("enc1", "dec1") for u in range(4)]
+    seen: list[int] = []
+    engine.run_interventions(vae, X, plan, READ, progress=seen.append)
+    assert seen == [4 * len(X)] * 2
+    seen.clear()
+    in_small_chunks(6)
     engine.run_interventions(vae, X, plan, READ, progress=seen.append)
     assert sum(seen) == len(plan) * len(X)
+    assert max(seen) == 6
 
 
 def test_a_result_that_is_not_finite_names_the_first_that_is_not(vae):

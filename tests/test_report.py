@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 
@@ -18,7 +19,7 @@ import nnsight_vae as nv
 from nnsight_vae import cli
 from nnsight_vae.report import Settings, analyze, summary as summary_text
 from nnsight_vae.report.folder import Folder
-from nnsight_vae.report.steps import Run
+from nnsight_vae.report.steps import Run, _match
 
 SMALL = ["--pairs", "12", "--images", "24"]
 
@@ -235,3 +236,11 @@ def test_a_factory_in_the_working_directory_is_found(tmp_path):
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "latent.z" in done.stdout
+
+
+def test_a_match_names_what_else_the_latent_moves():
+    eye, half = torch.eye(3, dtype=torch.double), math.sqrt(0.5)
+    turn = torch.tensor([[half, half, 0], [-half, half, 0], [0, 0, 1]], dtype=torch.double)
+    found = nv.causal.map_factors(nv.VAE(LinearVAE(eye, turn, turn.T, eye, logvar=-8.0)), LinearWorld(), n=60)
+    also = {factor: _match(found, factor)["also"] for factor in found.factors}
+    assert also == {"cause": ["effect"], "effect": ["cause"], "other": []}

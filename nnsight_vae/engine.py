@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nnsight_vae.arguments import require, require_readout
 from nnsight_vae.donors import Donors, Joint
 from nnsight_vae.errors import InterventionError, ReadoutError
 from nnsight_vae.inputs import require_noise
@@ -112,6 +113,7 @@ def run_interventions(
         ReadoutError: the readout returns the wrong shape.
         InterventionError: a result is not finite; names the intervention.
     """
+    require_readout(read)
     x, eps = checked_batch(vae, x, eps)
     joints = [_joint(vae, entry) for entry in plan]
     donors = Donors(vae, joints, x, eps)
@@ -140,6 +142,7 @@ def baseline(
     vae: VAE, x: Float[Tensor, "n *image"], read: Readout, *, eps: Tensor | None = None
 ) -> Float[Tensor, "n target"]:
     """The readout without interventions, `[n, len(read.names)]`, chunked like `run_interventions`."""
+    require_readout(read)
     x, eps = checked_batch(vae, x, eps)
     path = vae.layout(x).paths[reads_of(read)]
     parts = []
@@ -168,6 +171,7 @@ def activations(
 
 def checked_batch(vae: VAE, x: Tensor, eps: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """x and eps on the model's device, refused with a reason where the model cannot run them."""
+    require(vae)
     x = vae.checked(x)
     if eps is None:
         return x, None
@@ -177,6 +181,10 @@ def checked_batch(vae: VAE, x: Tensor, eps: Tensor | None) -> tuple[Tensor, Tens
 
 def _joint(vae: VAE, interventions: Mapping[K, Intervention]) -> Joint:
     """What to do to which units; refused where two keys name one unit, for what should come first would be a guess."""
+    if not isinstance(interventions, Mapping):
+        raise InterventionError(
+            f"interventions are a mapping such as {{'latent.z[3]': nv.Set(2.0)}}, got a {type(interventions).__name__}."
+        )
     sites = vae.sites
     joint: dict[Selection, Intervention] = {}
     owners: dict[Unit, Key] = {}

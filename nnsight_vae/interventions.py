@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -174,6 +175,9 @@ def _finite(owner: Intervention, name: str, value: Any, *, number: bool = False)
                 f"{kind} needs finite floating-point {name}, got {_show(value)}; check for NaN or use .float()."
             )
         return
+    if isinstance(value, np.number):  # compares, prints and serialises as the number it is
+        value = value.item()
+        object.__setattr__(owner, name, value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise InterventionError(
             f"{kind} needs a finite number for {name}{'' if number else ' (or a tensor)'}, got {value!r}."
@@ -197,7 +201,7 @@ def _whole(owner: Intervention, name: str, value: Any) -> None:
 def _show(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"<tensor {'x'.join(map(str, value.shape)) or 'scalar'}>"
-    return repr(value)
+    return repr(value) if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
 
 
 def _same(a: Any, b: Any) -> bool:

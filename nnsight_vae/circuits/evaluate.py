@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from nnsight_vae import readouts, statistics
+from nnsight_vae.arguments import require
 from nnsight_vae.circuits.contributions import apply, masked_weight
 from nnsight_vae.circuits.edges import Cut, cuts_of
 from nnsight_vae.circuits.layers import Chain
@@ -122,6 +123,7 @@ def faithfulness(
         raise CircuitError(f"expected a circuit (networkx.DiGraph of schema {CIRCUIT_SCHEMA!r}), got {circuit!r}.")
     if isinstance(points, bool) or not isinstance(points, int) or points < 1:
         raise CircuitError(f"points={points!r}: expected a positive number of points of the curve.")
+    require(vae, pairs, readout)
     base, eps = checked_batch(vae, pairs.base, pairs.eps)
     chain = Chain.of(vae, base, eps, readouts.reads(readout))
     cuts = cuts_of(chain, pairs.factor or "intervention", readout.names)

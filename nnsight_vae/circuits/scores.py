@@ -25,6 +25,7 @@ import torch
 
 import nnsight_vae
 from nnsight_vae import readouts
+from nnsight_vae.arguments import require
 from nnsight_vae.circuits.edges import EdgeScores, cuts_of
 from nnsight_vae.circuits.layers import Chain
 from nnsight_vae.circuits.methods import Direction, Method, Scorer, resolution_of, total_effect
@@ -88,6 +89,7 @@ def score_edges(
         ('factor:light -> input', 'output -> readout:top', 26)
     """
     _check_options(method, nodes, direction)
+    require(vae, pairs, readout)
     base, eps = checked_batch(vae, pairs.base, pairs.eps)
     chain = Chain.of(vae, base, eps, readouts.reads(readout))
     cuts = cuts_of(chain, pairs.factor or "intervention", readout.names)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nnsight_vae.arguments import require
 from nnsight_vae.effects import Effects
 from nnsight_vae.engine import checked_batch, example_chunks
 from nnsight_vae.levels.units import default_sites, selected_units
@@ -45,6 +46,7 @@ def manipulate_inputs(vae: VAE, pairs: Pairs, sites: Sequence[Key] | None = None
         >>> manipulate_inputs(vae, pairs, sites=["latent.mu"]).units
         ('latent.mu[0]', 'latent.mu[1]', 'latent.mu[2]')
     """
+    require(vae, pairs)
     base, eps = checked_batch(vae, pairs.base, pairs.eps)
     source, _ = checked_batch(vae, pairs.source, pairs.eps)
     units = selected_units(vae, sites if sites is not None else default_sites(vae))

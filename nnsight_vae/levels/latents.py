@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nnsight_vae.arguments import require
 from nnsight_vae.effects import Effects
 from nnsight_vae.engine import activations, baseline, checked_batch, run_interventions
 from nnsight_vae.errors import InterventionError
@@ -91,6 +92,7 @@ def perturb_latents(
         >>> effects.values.shape, list(effects.parts)
         ((3, 1, 12), ['q0.05', 'q0.95'])
     """
+    require(vae, readout=readout)
     x, eps = checked_batch(vae, x, eps)
     n_latents = vae.sites["latent.z"].n_units
     if values is None:

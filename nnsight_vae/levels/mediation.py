@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
+from nnsight_vae.arguments import require
 from nnsight_vae.engine import baseline, run_interventions
 from nnsight_vae.errors import InterventionError
 from nnsight_vae.interventions import Intervention, Swap
@@ -55,6 +56,7 @@ def mediate(vae: VAE, pairs: Pairs, mediators: Sequence[Key] | Key, *, readout: 
     keys = [mediators] if isinstance(mediators, Key) else list(mediators)
     if not keys:
         raise InterventionError("mediate needs at least one mediator, e.g. mediators=['encoder.4[0:8]'].")
+    require(vae, pairs, readout)
     vae.checked(pairs.base)
     name = " + ".join(str(vae.sites.select(key)) for key in keys)
 

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
+from nnsight_vae.arguments import require
 from nnsight_vae.effects import Effects
 from nnsight_vae.engine import baseline, run_interventions
 from nnsight_vae.errors import InterventionError
@@ -65,6 +66,7 @@ def patch_activations(
     """
     if direction not in ("both", "noising", "denoising"):
         raise InterventionError(f"direction must be 'both', 'noising' or 'denoising', got {direction!r}.")
+    require(vae, pairs, readout)
     vae.checked(pairs.base)
     units = selected_units(vae, sites if sites is not None else default_sites(vae))
     wanted = ("noising", "denoising") if direction == "both" else (direction,)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from nnsight_vae.errors import SiteError
 from nnsight_vae.sites import Key, Unit
 from nnsight_vae.vae import VAE
@@ -14,7 +16,7 @@ def default_sites(vae: VAE) -> list[str]:
 
     Normalisation (in eval mode) and activations act on each unit alone, so patching a unit before or after them is the same
     experiment; the layers' own outputs stand for the whole chain. A linear layer whose neurons are then folded into channels is
-    represented by those channels.
+    represented by those channels. The layer that makes the reconstruction is left out: its units are the image, not the model.
     """
     chain = [site for site in vae.sites.values() if site.kind != "container"]
     found = []
@@ -25,6 +27,9 @@ def default_sites(vae: VAE) -> list[str]:
             found.append(following.name if folded else site.name)
         elif site.name == "latent.z":
             found.append(site.name)
+    image = torch.Size(vae.sites["output"].shape).numel()
+    if vae.sites[found[-1]].stage == "decoder" and torch.Size(vae.sites[found[-1]].shape).numel() == image:
+        found.pop()
     return found
 
 

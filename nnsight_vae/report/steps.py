@@ -200,7 +200,9 @@ class Run:
         """Extracting a circuit."""
         from nnsight_vae.circuits.draw import plot_circuit
 
-        factor = self.factors[0]
+        # One circuit, of the factor the latents move most: a factor the model does not carry has none to show.
+        reach = dict(zip(self.mapping.factors, self.mapping.size.max(axis=0), strict=True))
+        factor = max(self.factors, key=lambda name: reach[name])
         target = self.data.readout([factor])
         try:
             circuit = extract_circuit(self.vae, self.pairs(factor), target)

@@ -374,3 +374,10 @@ def test_the_clean_run_stops_where_the_first_write_is():
     before = vae.module.decoded
     engine.run_interventions(vae, X, plan, READ)
     assert vae.module.decoded - before == 3 * len(X)
+
+
+def test_the_mean_is_over_all_of_a_reference_that_is_run_in_parts(vae):
+    reference = images(MODEL, 150, seed=2)
+    want = engine.activations(vae, reference, ["enc2"])["enc2"][:, 3].mean()
+    got = engine.run_interventions(vae, X, [{"enc2[3]": nv.Mean(reference)}], At(vae, "enc2"))
+    torch.testing.assert_close(got[0, :, 3], want.expand(7))

@@ -85,7 +85,7 @@ def plot_factor_graph(estimated: nx.DiGraph, truth: nx.DiGraph, *, kind: Kind | 
     for column, generation in enumerate(nx.topological_generations(truth)):
         union.add_nodes_from(generation, layer=column)
     union.add_edges_from(looks)
-    drawing = scene(union, row=62.0, gap=150.0, spread=16.0)
+    drawing = scene(union, row=84.0, gap=300.0, spread=24.0)
     figure, axes = _page(drawing)
     for curve in drawing.curves:
         edge = (curve.source, curve.target)
@@ -94,7 +94,18 @@ def plot_factor_graph(estimated: nx.DiGraph, truth: nx.DiGraph, *, kind: Kind | 
         if value is not None:
             x, y = _near_source(curve)
             backing = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none"}
-            faint_text(axes, x, y, signed(value), ha="center", va="center", fontsize=7, bbox=backing, zorder=2.5)
+            faint_text(
+                axes,
+                x,
+                y,
+                signed(value),
+                ha="center",
+                va="center",
+                fontsize=7,
+                color=looks[edge]["edgecolor"],
+                bbox=backing,
+                zorder=2.5,
+            )
     _boxes(axes, drawing.boxes)
     axes.set_title(f"SHD {result.shd:.0f} against {result.compared_with}", loc="left", fontsize=9, color=INK)
     counts = {

@@ -28,8 +28,9 @@ from nnsight_vae._canvas import (
 )
 from nnsight_vae._files import write_atomically
 from nnsight_vae.circuits.draw import plot_circuit, plot_factor_graph
-from nnsight_vae.circuits.style import FAINT, INK
+from nnsight_vae.circuits.style import FAINT, INK, LOWERS, RAISES
 from nnsight_vae.errors import DataError
+from nnsight_vae.statistics import bootstrap_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,7 +53,7 @@ DEAD_KL = 0.01  # nats: a latent below carries next to nothing
 
 
 def plot_effects(effects: Effects, top: int = 30) -> tuple[Figure, Axes]:
-    """Heat map of mean effects: units down, targets across, one symmetric colour scale.
+    """Heat map of mean effects: units down, targets across, one symmetric colour scale; for one target, dots and intervals.
 
     Cells that passed `Effects.significant` carry a dot. With few targets every cell shows its number.
 
@@ -67,6 +68,8 @@ def plot_effects(effects: Effects, top: int = 30) -> tuple[Figure, Axes]:
         raise DataError(f"Nothing to draw: {len(effects.units)} units, top={top}. Plot effects before `significant`.")
     mean = effects.mean()
     rows = np.sort(np.argsort(-np.abs(mean).max(axis=1), kind="stable")[:top])
+    if len(effects.targets) == 1:
+        return _plot_one_target(effects, rows)
     values, n_targets = mean[rows], mean.shape[1]
     limit = float(np.abs(values).max()) or 1.0
     longest, longest_target = max(len(effects.units[i]) for i in rows), max(map(len, effects.targets))
@@ -102,6 +105,31 @@ def plot_effects(effects: Effects, top: int = 30) -> tuple[Figure, Axes]:
     bar = figure.colorbar(image, ax=axes, shrink=min(1.0, 8 / len(rows)), pad=0.02)
     bar.set_label("mean effect (lowers | raises)", fontsize=8, color=FAINT)
     quiet(bar.ax)
+    return figure, axes
+
+
+def _plot_one_target(effects: Effects, rows: np.ndarray) -> tuple[Figure, Axes]:
+    """Means with 95 % bootstrap intervals, one unit a line; filled where the effect passed `significant`, or none was tested."""
+    mean, shown = effects.mean()[rows, 0], effects.values[rows, 0]
+    figure = new_figure(5.5, 1.0 + 0.2 * len(rows))
+    axes = figure.add_subplot()
+    passed = effects.test.passed[rows, 0] if effects.test else np.ones(len(rows), dtype=bool)
+    places = np.arange(len(rows))
+    if effects.n_clusters > 1:
+        low, high = bootstrap_interval(shown, effects.groups)
+        axes.hlines(places, low, high, color=FAINT, linewidth=1.4, zorder=2)
+    axes.axvline(0.0, color=FAINT, linewidth=0.6, zorder=1)
+    colours = [RAISES if value > 0 else LOWERS for value in mean]
+    axes.scatter(mean, places, s=22, c=colours, zorder=3, linewidths=1.2)
+    axes.scatter(mean[~passed], places[~passed], s=8, color="white", zorder=4)
+    name_ticks(axes.yaxis, [effects.units[i] for i in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    quiet(axes)
+    axes.set_xlabel(
+        f"effect on {effects.targets[0]}, mean and 95 % interval", fontsize=8, color=FAINT, parse_math=False
+    )
+    note = f"showing {len(rows)} of {len(effects.units)} units" if len(rows) < len(effects.units) else ""
+    title(axes, effects.estimand, note)
     return figure, axes
 
 

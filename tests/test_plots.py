@@ -298,3 +298,16 @@ plots.save_figure(figure, sys.argv[1])
 assert "matplotlib.pyplot" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", program, str(tmp_path / "c.png")], check=True)
+
+
+def test_effects_on_one_target_are_dots_with_their_intervals():
+    values = np.random.default_rng(0).normal([[[1.0]], [[-2.0]], [[0.0]]], 0.5, (3, 1, 40))
+    effects = Effects(values, ("a[0]", "a[1]", "b[0]"), ("angle",), "PNIE (noising)")
+    _, axes = effects.plot()
+    dots, hollow = axes.collections[-2:]
+    np.testing.assert_allclose(dots.get_offsets()[:, 0], effects.mean()[:, 0])
+    assert len(hollow.get_offsets()) == 0  # nothing was tested
+    low, high = effects.ci()
+    lines = axes.collections[0].get_segments()
+    np.testing.assert_allclose([[line[0][0], line[1][0]] for line in lines], np.stack([low[:, 0], high[:, 0]], 1))
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a[0]", "a[1]", "b[0]"]

@@ -183,7 +183,7 @@ def simultaneous_interval(
     """Intervals of the cells' means that hold all at once: Student's t with Bonferroni's correction over the cells.
 
     A percentile bootstrap is too narrow that far out in the tails: with 12 cells of 120 values its simultaneous 90 % interval
-    covered 83 % in simulation, this one 89-91 %.
+    covered 83 % in simulation, this one 87-91 % (60 to 256 values, |N(0, 1)| and |N(1, .5)|).
 
     Args:
         values: independent examples of each cell.

@@ -237,6 +237,12 @@ class VAETracer(InterleavingTracer):
         with vae.held():
             try:
                 super().execute(code)
+            except ValueError as error:
+                if "outside of interleaving" not in str(error):
+                    raise
+                raise DataError(
+                    "this trace has no input, so nothing runs in it: open it with vae.trace(x), or give inputs with tracer.invoke(x)."
+                ).with_traceback(error.__traceback__) from None
             except OutOfOrderError as error:
                 if isinstance(error, SiteError):
                     raise

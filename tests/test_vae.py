@@ -172,6 +172,14 @@ def test_out_of_order_and_unreached_sites_are_named(conv):
     assert torch.equal(vae(x), vae(x))
 
 
+def test_a_trace_without_input_says_so(conv):
+    _, vae, x = conv
+    with pytest.raises(nv.DataError, match=r"no input.*vae\.trace\(x\)"):
+        with vae.trace():
+            vae.output.save()
+    assert torch.equal(vae(x), vae(x))
+
+
 def test_a_trace_inside_a_trace_is_refused_and_plain_calls_are_not(conv):
     _, vae, x = conv
     want = vae(x)

@@ -64,7 +64,9 @@ class Effects:
         units: a name per unit, `"encoder.4[7]"`.
         targets: a name per target of the readout.
         estimand: what is estimated, e.g. `"PNIE (noising)"`.
-        groups: cluster id (base image) of each pair; None: every pair is independent.
+        groups: id of the base image of each pair; None: every pair has its own.
+        source_groups: id of the source image of each pair, where sources are reused across bases (`Pairs.crossed`); None:
+            they are not. Needs `groups`.
         provenance: where the numbers come from (model fingerprint, pairs, seed, versions ...); kept as plain JSON data.
         parts: effects that these were made from, over the same units and targets (e.g. noising and denoising).
         test: set by `significant`.
@@ -89,6 +91,7 @@ class Effects:
     provenance: dict[str, Any] = field(default_factory=dict)
     parts: dict[str, Effects] = field(default_factory=dict)
     test: TestResult | None = None
+    source_groups: Shaped[np.ndarray, " pair"] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "units", tuple(self.units))
@@ -381,7 +384,10 @@ def _check(effects: Effects) -> None:
     for kind, names in (("units", effects.units), ("targets", effects.targets)):
         if len(set(names)) != len(names):
             raise DataError(f"Effects.{kind} must not repeat a name; got {_some(names)}.")
-    statistics.Clusters.of(values.shape[2], effects.groups)
+    if effects.source_groups is not None and effects.groups is None:
+        raise DataError("Effects.source_groups without groups; give the id of each pair's base as well.")
+    for ids in (effects.groups, effects.source_groups):
+        statistics.Clusters.of(values.shape[2], ids)
     if not np.isfinite(values).all():
         unit, target, pair = np.argwhere(~np.isfinite(values))[0]
         raise DataError(

@@ -13,7 +13,7 @@ import numpy as np
 from nnsight_vae.effects import Effects, TestResult
 from nnsight_vae.errors import DataError, NnsightVaeError
 
-_SCHEMA = "nnsight-vae/effects@1"
+_SCHEMA = "nnsight-vae/effects@2"
 
 
 def write(effects: Effects, path: Path) -> None:
@@ -52,8 +52,9 @@ def _arrays(effects: Effects, prefix: str) -> dict[str, np.ndarray]:
         "parts": list(effects.parts),
     }
     arrays = {"values": effects.values}
-    if effects.groups is not None:
-        arrays["groups"] = effects.groups
+    for name in ("groups", "source_groups"):
+        if (ids := getattr(effects, name)) is not None:
+            arrays[name] = ids
     if test := effects.test:
         header["test"] = {"level": test.level, "min_effect": test.min_effect, "n_tests": test.n_tests}
         arrays |= {"test.p": test.p, "test.q": test.q, "test.passed": test.passed}
@@ -75,6 +76,7 @@ def _from_arrays(arrays: dict[str, np.ndarray], prefix: str) -> Effects:
         targets=tuple(header["targets"]),
         estimand=header["estimand"],
         groups=arrays.get(f"{prefix}groups"),
+        source_groups=arrays.get(f"{prefix}source_groups"),
         provenance=header["provenance"],
         parts={name: _from_arrays(arrays, f"{prefix}{name}:") for name in header["parts"]},
         test=TestResult(

@@ -14,7 +14,8 @@ from .errors import DataError
 
 PairIndex = int | slice | Sequence[int] | np.ndarray | Tensor
 
-_PER_PAIR = ("base", "source", "eps", "groups", "base_factors", "source_factors")  # fields with one row per pair
+# fields with one row per pair
+_PER_PAIR = ("base", "source", "eps", "groups", "source_groups", "base_factors", "source_factors")
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,8 +31,10 @@ class Pairs:
         source: the same inputs after the intervention; shape, dtype and device of `base`.
         factor: name of the factor intervened on.
         eps: reparameterisation noise that both runs of a pair share; None means the posterior-mean path.
-        groups: cluster of each pair for the bootstrap (usually the index of its base image); None means that every
-            pair is its own cluster.
+        groups: id of the base image of each pair; pairs that share one are not independent, and statistics treat them
+            as one cluster. None means that every pair has a base of its own.
+        source_groups: id of the source image of each pair, where sources are reused across bases too (`Pairs.crossed`);
+            statistics are then clustered both ways. None means that they are not. Needs `groups`.
         base_factors: ground-truth factors of each base, in the factors' own units.
         source_factors: the same for each source.
         factor_names: names of the columns of `base_factors` and `source_factors`.
@@ -57,6 +60,74 @@ class Pairs:
     source_factors: Float[Tensor, "n f"] | None = None
     factor_names: tuple[str, ...] = ()
     propagate: bool | None = None
+    source_groups: Int[Tensor, " n"] | None = None
+
+    @classmethod
+    def crossed(
+        cls,
+        bases: Float[Tensor, " b *image"],
+        sources: Float[Tensor, " s *image"],
+        *,
+        factor: str | None = None,
+        eps: Float[Tensor, " b *latent"] | None = None,
+        base_factors: Float[Tensor, "b f"] | None = None,
+        source_factors: Float[Tensor, "s f"] | None = None,
+        factor_names: tuple[str, ...] = (),
+        propagate: bool | None = None,
+    ) -> Pairs:
+        """Every base with every source, b x s pairs in the order (0, 0), (0, 1), ...
+
+        Each image then takes part in many pairs, so both ids are set and statistics are clustered both ways: what counts
+        for an interval is about min(b, s), not b x s. Pairs are oriented as the two lists are: for effects of one sign,
+        give the images with the lower value of the factor as bases.
+
+        Args:
+            bases: base inputs.
+            sources: source inputs, none of them a base as well: effects of (i, j) and (j, i) would depend on each other
+                in a way that no clustering by bases and sources describes.
+            factor: as in `Pairs`.
+            eps: noise of each base, shared with whatever source it is paired with.
+            base_factors: ground-truth factors of each base.
+            source_factors: the same for each source.
+            factor_names: as in `Pairs`.
+            propagate: as in `Pairs`.
+
+        Raises:
+            DataError: an image is both base and source; or as `Pairs`.
+
+        Example:
+            >>> import torch
+            >>> pairs = Pairs.crossed(torch.zeros(2, 1, 8, 8), torch.ones(3, 1, 8, 8))
+            >>> pairs.groups.tolist(), pairs.source_groups.tolist()
+            ([0, 0, 0, 1, 1, 1], [0, 1, 2, 0, 1, 2])
+        """
+        _check_inputs("base", bases)
+        _check_inputs("source", sources)
+        owners = (
+            ("eps", eps, bases),
+            ("base_factors", base_factors, bases),
+            ("source_factors", source_factors, sources),
+        )
+        for name, rows, images in owners:
+            if rows is not None and len(rows) != len(images):
+                raise DataError(
+                    f"Pairs.crossed: {name} has {len(rows)} rows for {len(images)} images; expected one each."
+                )
+        _check_apart(bases, sources)
+        i = torch.arange(len(bases)).repeat_interleave(len(sources))
+        j = torch.arange(len(sources)).repeat(len(bases))
+        return cls(
+            bases[i],
+            sources[j],
+            factor,
+            eps=None if eps is None else eps[i],
+            groups=i,
+            source_groups=j,
+            base_factors=None if base_factors is None else base_factors[i],
+            source_factors=None if source_factors is None else source_factors[j],
+            factor_names=factor_names,
+            propagate=propagate,
+        )
 
     def __post_init__(self) -> None:
         _check_inputs("base", self.base)
@@ -70,7 +141,7 @@ class Pairs:
                 )
         if len(self.base) == 0:
             raise DataError("Pairs: got 0 pairs, expected at least one.")
-        for name in ("eps", "groups", "base_factors", "source_factors"):
+        for name in _PER_PAIR[2:]:
             self._check_length(name)
         self._check_groups()
         self._check_factors()
@@ -89,10 +160,17 @@ class Pairs:
             raise DataError(f"Pairs: {name} holds NaN or infinite values.")
 
     def _check_groups(self) -> None:
-        if self.groups is not None and (self.groups.ndim != 1 or self.groups.dtype not in _INTEGERS):
+        for name in ("groups", "source_groups"):
+            ids = getattr(self, name)
+            if ids is not None and (ids.ndim != 1 or ids.dtype not in _INTEGERS):
+                raise DataError(
+                    f"Pairs: {name} is {ids.dtype} of shape {tuple(ids.shape)}; "
+                    f"expected one integer cluster id per pair, shape ({len(self)},)."
+                )
+        if self.source_groups is not None and self.groups is None:
             raise DataError(
-                f"Pairs: groups is {self.groups.dtype} of shape {tuple(self.groups.shape)}; "
-                f"expected one integer cluster id per pair, shape ({len(self)},)."
+                "Pairs: source_groups without groups. Give the id of each pair's base too; where no base is reused, "
+                "groups=torch.arange(n)."
             )
 
     def _check_factors(self) -> None:
@@ -123,14 +201,26 @@ class Pairs:
         return replace(self, **{name: value[rows] for name, value in taken.items() if value is not None})
 
     def reversed(self) -> Pairs:
-        """The same pairs with base and source exchanged: noising these is denoising the original pairs."""
+        """The same pairs with base and source exchanged, ids included: noising these is denoising the original pairs.
+
+        Without `source_groups`, `groups` says which pairs belong together and stays as it is.
+        """
+        crossed = self.source_groups is not None
         return replace(
             self,
             base=self.source,
             source=self.base,
             base_factors=self.source_factors,
             source_factors=self.base_factors,
+            groups=self.source_groups if crossed else self.groups,
+            source_groups=self.groups if crossed else None,
         )
+
+    @property
+    def cluster_ids(self) -> tuple[Int[np.ndarray, " n"] | None, Int[np.ndarray, " n"] | None]:
+        """`groups` and `source_groups` as numpy arrays, as results keep them; None where a pair has no such id."""
+        groups, sources = (None if ids is None else ids.cpu().numpy() for ids in (self.groups, self.source_groups))
+        return groups, sources
 
     def __repr__(self) -> str:
         what = f"do({self.factor})" if self.factor else "unnamed intervention"
@@ -151,6 +241,18 @@ def _check_inputs(name: str, value: Tensor) -> None:
     if not torch.isfinite(value).all():
         rows = torch.nonzero(~torch.isfinite(value.flatten(1)).all(1)).flatten()
         raise DataError(f"Pairs: {name} holds NaN or infinite values in {len(rows)} rows, first in row {int(rows[0])}.")
+
+
+def _check_apart(bases: Tensor, sources: Tensor) -> None:
+    """No image may be base and source: such pairs depend on each other beyond sharing a base or a source."""
+    where = {row.double().cpu().numpy().tobytes(): i for i, row in enumerate(bases)}
+    for j, row in enumerate(sources):
+        i = where.get(row.double().cpu().numpy().tobytes())
+        if i is not None:
+            raise DataError(
+                f"Pairs.crossed: base {i} and source {j} are the same image. Split your images into bases and sources: "
+                "where one image is both, pairs depend on each other in ways that clustering cannot account for."
+            )
 
 
 def _plain(value: object) -> str:

@@ -202,6 +202,8 @@ def test_repr_tells_what_it_is(effects):
         ({"values": np.ones((1, 1, 0))}, "at least one pair"),
         ({"values": np.array([[[1.0, np.nan]]])}, r"Effect of fc\[0\] on t for pair 1 is nan"),
         ({"groups": np.zeros(2, dtype=int)}, "one cluster id per pair"),
+        ({"groups": np.arange(3), "source_groups": np.arange(4)}, "one cluster id per pair"),
+        ({"source_groups": np.arange(3)}, "source_groups without groups"),
         ({"units": ("a", "a"), "values": np.ones((2, 1, 3))}, "must not repeat a name"),
         ({"provenance": {"model": object()}}, "provenance must be JSON data"),
         ({"parts": {"noising": make([[1.0]])}}, "over other units or targets"),
@@ -226,9 +228,10 @@ def assert_equal(ours, theirs):
     assert ours.values.dtype == theirs.values.dtype
     assert (ours.units, ours.targets, ours.estimand) == (theirs.units, theirs.targets, theirs.estimand)
     assert ours.provenance == theirs.provenance
-    assert (ours.groups is None) == (theirs.groups is None)
-    if ours.groups is not None:
-        np.testing.assert_array_equal(ours.groups, theirs.groups)
+    for name in ("groups", "source_groups"):
+        assert (getattr(ours, name) is None) == (getattr(theirs, name) is None)
+        if getattr(ours, name) is not None:
+            np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
     assert (ours.test is None) == (theirs.test is None)
     if ours.test:
         for name in ("p", "q", "passed", "level", "min_effect", "n_tests"):
@@ -241,7 +244,9 @@ def assert_equal(ours, theirs):
 def test_effects_survive_a_file(tmp_path):
     parts = {"noising": make([[1, 2], [3, 4]], provenance={"eps": None}), "denoising": make([[5, 6], [7, 8]])}
     effects = make([[3, 4], [0, 0]], groups=np.arange(40) // 3, provenance={"versions": ["0.1"]}, parts=parts)
-    for original in (effects, effects.significant(q=0.01, min_effect=0.5), make([[1.0]]).select([])):
+    crossed = make([[1.0]], groups=np.repeat(np.arange(8), 5), source_groups=np.tile(np.arange(5), 8))
+    tested = effects.significant(q=0.01, min_effect=0.5)
+    for original in (effects, tested, make([[1.0]]).select([]), crossed, crossed.select(UNITS[0])):
         original.save(tmp_path / "effects.npz")
         assert_equal(Effects.load(tmp_path / "effects.npz"), original)
     assert [path.name for path in tmp_path.iterdir()] == ["effects.npz"]

@@ -19,6 +19,7 @@ def full_pairs(n=6):
         factor="angle",
         eps=rows[:, None] + 200,
         groups=torch.arange(n) + 300,
+        source_groups=torch.arange(n) + 600,
         base_factors=rows[:, None] + 400,
         source_factors=rows[:, None] + 500,
         factor_names=("angle",),
@@ -32,6 +33,7 @@ def rows_of(pairs):
     assert torch.equal(pairs.source[:, 0, 0, 0], rows + 100)
     assert torch.equal(pairs.eps[:, 0], rows + 200)
     assert torch.equal(pairs.groups, rows.long() + 300)
+    assert torch.equal(pairs.source_groups, rows.long() + 600)
     assert torch.equal(pairs.base_factors[:, 0], rows + 400)
     assert torch.equal(pairs.source_factors[:, 0], rows + 500)
     assert (pairs.factor, pairs.factor_names, pairs.propagate) == ("angle", ("angle",), True)
@@ -83,8 +85,84 @@ def test_reversing_exchanges_base_and_source_and_twice_is_the_identity():
     assert torch.equal(reversed_.base, pairs.source)
     assert torch.equal(reversed_.source, pairs.base)
     assert torch.equal(reversed_.base_factors, pairs.source_factors)
-    assert torch.equal(reversed_.groups, pairs.groups)
+    assert torch.equal(reversed_.groups, pairs.source_groups)
+    assert torch.equal(reversed_.source_groups, pairs.groups)
     assert rows_of(reversed_.reversed()) == list(range(6))
+
+
+def test_reversing_pairs_whose_sources_are_not_reused_keeps_their_clusters():
+    reversed_ = Pairs(torch.zeros(4, 5), torch.ones(4, 5), groups=torch.tensor([0, 0, 1, 1])).reversed()
+    assert reversed_.groups.tolist() == [0, 0, 1, 1]
+    assert reversed_.source_groups is None
+
+
+def test_ids_come_as_arrays_for_the_results():
+    groups, source_groups = full_pairs(3).cluster_ids
+    assert isinstance(groups, np.ndarray)
+    assert (groups.tolist(), source_groups.tolist()) == ([300, 301, 302], [600, 601, 602])
+    assert Pairs(torch.zeros(2, 5), torch.ones(2, 5)).cluster_ids == (None, None)
+
+
+# ---------------------------------------------------------------- every base with every source
+
+
+def images(n, seed):
+    return torch.rand(n, 1, 4, 4, generator=torch.Generator().manual_seed(seed))
+
+
+def test_crossed_pairs_are_a_literal_double_loop():
+    bases, sources, rows = images(3, 0), images(4, 1), torch.arange(4.0)[:, None]
+    pairs = Pairs.crossed(
+        bases,
+        sources,
+        factor="angle",
+        eps=rows[:3] + 10,
+        base_factors=rows[:3] + 20,
+        source_factors=rows + 30,
+        factor_names=("angle",),
+        propagate=False,
+    )
+    assert len(pairs) == 12
+    for n, (i, j) in enumerate((i, j) for i in range(3) for j in range(4)):
+        assert torch.equal(pairs.base[n], bases[i])
+        assert torch.equal(pairs.source[n], sources[j])
+        assert (pairs.groups[n], pairs.source_groups[n]) == (i, j)
+        assert (pairs.eps[n], pairs.base_factors[n], pairs.source_factors[n]) == (10 + i, 20 + i, 30 + j)
+    assert (pairs.factor, pairs.factor_names, pairs.propagate) == ("angle", ("angle",), False)
+
+
+def test_crossing_reversed_is_crossing_the_other_way_round():
+    bases, sources = images(3, 0), images(2, 1)
+    ours, theirs = Pairs.crossed(bases, sources).reversed(), Pairs.crossed(sources, bases)
+    keyed = {(int(g), int(s)): (b, x) for b, x, g, s in zip(ours.base, ours.source, *ours.cluster_ids, strict=True)}
+    for b, x, g, s in zip(theirs.base, theirs.source, *theirs.cluster_ids, strict=True):
+        assert torch.equal(keyed[g, s][0], b)
+        assert torch.equal(keyed[g, s][1], x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_image_that_is_base_and_source_is_refused(dtype):
+    bases, sources = images(3, 0).to(dtype), images(4, 1).to(dtype)
+    sources[3] = bases[1]
+    with pytest.raises(DataError, match="base 1 and source 3 are the same image"):
+        Pairs.crossed(bases, sources)
+    assert len(Pairs.crossed(bases, sources[:3])) == 9
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bases": torch.zeros(0, 1, 4, 4)}, "0 pairs"),
+        ({"sources": torch.zeros(2, 1, 4, 5)}, "equal shape"),
+        ({"sources": torch.zeros(2, 1, 4, 4).byte()}, "source is torch.uint8"),
+        ({"eps": torch.zeros(2, 5)}, "eps has 2 rows for 3 images"),
+        ({"base_factors": torch.zeros(2, 1)}, "base_factors has 2 rows for 3 images"),
+        ({"source_factors": torch.zeros(3, 1)}, "source_factors has 3 rows for 2 images"),
+    ],
+)
+def test_ill_formed_crossings_are_refused(change, message):
+    with pytest.raises(DataError, match=message):
+        Pairs.crossed(**({"bases": images(3, 0), "sources": images(2, 1)} | change))
 
 
 def test_base_and_source_alone_are_pairs():
@@ -136,6 +214,9 @@ def test_inputs_that_are_not_finite_are_refused_and_the_row_is_named(bad, side):
         ({"groups": torch.zeros(4)}, "one integer cluster id per pair"),
         ({"groups": torch.zeros(4, 1, dtype=torch.long)}, "one integer cluster id per pair"),
         ({"groups": [0, 1, 2, 3]}, "groups is a list"),
+        ({"groups": torch.arange(4), "source_groups": torch.zeros(4)}, "source_groups is torch.float32"),
+        ({"groups": torch.arange(4), "source_groups": torch.arange(3)}, "source_groups has shape"),
+        ({"source_groups": torch.arange(4)}, "source_groups without groups"),
         ({"eps": torch.zeros(3, 2)}, "eps has shape"),
         ({"eps": torch.tensor(0.0)}, "eps has shape"),
         ({"eps": torch.full((4, 2), float("nan"))}, "eps holds NaN"),

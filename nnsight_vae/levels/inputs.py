@@ -65,12 +65,13 @@ def manipulate_inputs(vae: VAE, pairs: Pairs, sites: Sequence[Key] | None = None
     # Rounding alone gives a constant unit a spread of about 1e-8; such a unit does not answer.
     alive = spread > 1e-7 * (1.0 + np.abs(before).mean(axis=1, keepdims=True))
     ordered = [f"{name}[{index}]" for name in names for index in columns[name]]
-    groups = None if pairs.groups is None else pairs.groups.cpu().numpy()
+    groups, source_groups = pairs.cluster_ids
     record = provenance(vae, pairs, unit="standard deviations of the unit")
 
     def effects(change: np.ndarray, estimand: str, **more: Effects) -> Effects:
         scaled = np.divide(change, spread, out=np.zeros_like(change), where=alive)
-        return Effects(scaled[:, None, :], tuple(ordered), ("change",), estimand, groups, record, dict(more))
+        names = tuple(ordered), ("change",)
+        return Effects(scaled[:, None, :], *names, estimand, groups, record, dict(more), source_groups=source_groups)
 
     size = effects(norm, "RMS change under do(factor)")
     return effects(after - before, "mean change under do(factor)", norm=size)

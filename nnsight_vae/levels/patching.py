@@ -70,7 +70,7 @@ def patch_activations(
     vae.checked(pairs.base)
     units = selected_units(vae, sites if sites is not None else default_sites(vae))
     wanted = ("noising", "denoising") if direction == "both" else (direction,)
-    groups = None if pairs.groups is None else pairs.groups.cpu().numpy()
+    groups, source_groups = pairs.cluster_ids
     estimands = {"noising": "PNIE (noising)", "denoising": "TNIE (denoising)"}
     record = provenance(vae, pairs, readout, direction=direction)
     parts: dict[str, Effects] = {}
@@ -85,7 +85,13 @@ def patch_activations(
             )
             change = sign * (patched - baseline(vae, receiver, readout, eps=pairs.eps))
             parts[name] = Effects(
-                _unit_target_pair(change), tuple(map(str, units)), tuple(readout.names), estimands[name], groups, record
+                _unit_target_pair(change),
+                tuple(map(str, units)),
+                tuple(readout.names),
+                estimands[name],
+                groups,
+                record,
+                source_groups=source_groups,
             )
     if direction != "both":
         return parts[direction]
@@ -98,6 +104,7 @@ def patch_activations(
         groups,
         record,
         parts,
+        source_groups=source_groups,
     )
 
 

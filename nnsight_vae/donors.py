@@ -21,7 +21,7 @@ _ROWS = 64  # rows of a reference batch run at once
 
 
 class Replacement(NamedTuple):
-    """`a <- scale * a + shift`; `scale=None` replaces a outright. `shift` broadcasts against `[n, units, ...]`."""
+    """`a <- scale * a + shift`; `scale=None` replaces a outright. `shift` broadcasts against `[n, units, ...]`, `[n, units]` at a position."""
 
     scale: float | None
     shift: float | Tensor
@@ -38,7 +38,7 @@ class Donors:
         ] = {}  # id of a batch of inputs -> the batch, the sites wanted of it
         self._sources: dict[int, Tensor] = {}  # id of an intervention -> the inputs its activations come from
         self._means: dict[tuple[int, str], Tensor] = {}
-        self._noise: dict[tuple[int, Selection], Tensor] = {}
+        self._noise: dict[tuple[int, Unit], Tensor] = {}
         for joint in joints:
             for selection, intervention in joint.items():
                 self._prepare(selection, intervention)
@@ -63,9 +63,10 @@ class Donors:
         elif isinstance(intervention, Mean):
             self._require_inputs(intervention.reference, None, intervention)
         elif isinstance(intervention, Noise):
-            n, _, *positions = self._shape(selection, site, len(self.x))
-            draws = [_draw(intervention.seed, unit, (n, *positions)) for unit in self.sites.units(selection)]
-            self._noise[id(intervention), selection] = intervention.sd * torch.stack(draws, dim=1).to(self.x)
+            for unit in self.sites.units(selection):
+                if (id(intervention), unit) not in self._noise:
+                    drawn = _draw(intervention.seed, unit, (len(self.x), *site.grid))
+                    self._noise[id(intervention), unit] = intervention.sd * drawn.to(self.x)
         elif isinstance(intervention, Quantize):
             self._code(selection, site, intervention)
 
@@ -121,11 +122,12 @@ class Donors:
                 return Replacement(None, 0.0)
             case Swap() | Resample():
                 donor = source_acts[id(self._sources[id(intervention)])][selection.site]
-                return Replacement(None, _units(donor, selection))
+                return Replacement(None, _selected(donor, selection))
             case Mean(reference):
-                return Replacement(None, _units(self._means[id(reference), selection.site], selection))
+                return Replacement(None, _selected(self._means[id(reference), selection.site], selection))
             case Noise():
-                return Replacement(1.0, self._noise[id(intervention), selection][rows])
+                noise = [self._noise[id(intervention), unit][rows] for unit in self.sites.units(selection)]
+                return Replacement(1.0, _at(torch.stack(noise, dim=1), selection))
             case Quantize():
                 return Replacement(None, self._code(selection, self.sites[selection.site], intervention))
         raise InterventionError(f"the engine does not know {type(intervention).__name__}.")
@@ -147,8 +149,8 @@ class Donors:
         return value[rows].to(self.x) if per_example else value.to(self.x)
 
     def _shape(self, selection: Selection, site: Site, n: int) -> tuple[int, ...]:
-        spatial = tuple(length for axis, length in enumerate(site.shape, start=1) if axis != site.axis)
-        return (n, site.n_units if selection.indices is None else len(selection.indices), *spatial)
+        grid = site.grid if selection.position is None else ()
+        return (n, site.n_units if selection.indices is None else len(selection.indices), *grid)
 
     def _require_broadcast(self, value: Tensor, selection: Selection, site: Site, intervention: Intervention) -> None:
         shape = self._shape(selection, site, len(self.x))
@@ -158,7 +160,8 @@ class Donors:
             fits = False
         if not fits:
             raise InterventionError(
-                f"{intervention!r} does not fit {selection}: its activation has shape {shape} ([n, units, ...])."
+                f"{intervention!r} does not fit {selection}: its activation has shape {shape} "
+                f"([n, units{'' if selection.position else ', ...'}])."
             )
 
     def _require_inputs(self, batch: Tensor, lengths: tuple[int, ...] | None, intervention: Intervention) -> None:
@@ -177,8 +180,8 @@ class Donors:
             raise InterventionError(
                 f"{intervention!r} does not fit a codebook of shape {tuple(codebook.shape)} and {site.n_units} latent channels."
             )
-        row = codebook[intervention.code].detach().to(self.x).view(1, -1, *([1] * (len(site.shape) - 1)))
-        return _units(row, selection)
+        row = codebook[intervention.code].detach().to(self.x).view(1, -1, *([1] * len(site.grid)))
+        return _selected(row.expand(1, -1, *site.grid), selection)
 
 
 def _draw(seed: int, unit: Unit, shape: tuple[int, ...]) -> Tensor:
@@ -187,5 +190,11 @@ def _draw(seed: int, unit: Unit, shape: tuple[int, ...]) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(int.from_bytes(digest[:8], "big")))
 
 
-def _units(activation: Tensor, selection: Selection) -> Tensor:
-    return activation if selection.indices is None else activation[:, list(selection.indices)]
+def _selected(activation: Tensor, selection: Selection) -> Tensor:
+    """Of an activation `[n, units, ...]`, the units and the position that are selected: `[n, units, ...]` or `[n, units]`."""
+    units = activation if selection.indices is None else activation[:, list(selection.indices)]
+    return _at(units, selection)
+
+
+def _at(units: Tensor, selection: Selection) -> Tensor:
+    return units if selection.position is None else units[(slice(None), slice(None), *selection.position)]

@@ -187,7 +187,7 @@ def _joint(vae: VAE, interventions: Mapping[K, Intervention]) -> Joint:
         )
     sites = vae.sites
     joint: dict[Selection, Intervention] = {}
-    owners: dict[Unit, Key] = {}
+    owners: dict[Unit, dict[tuple[int, ...] | None, Key]] = {}  # unit -> position (None: everywhere) -> who named it
     for key, intervention in interventions.items():
         if not isinstance(intervention, Intervention):
             raise InterventionError(
@@ -196,11 +196,13 @@ def _joint(vae: VAE, interventions: Mapping[K, Intervention]) -> Joint:
         selection = sites.select(key)
         joint[selection] = intervention
         for unit in sites.units(selection) if len(interventions) > 1 else ():
-            if unit in owners:
-                raise InterventionError(
-                    f"{owners[unit]!r} and {key!r} both name {unit}; name each unit once in a joint intervention."
-                )
-            owners[unit] = key
+            named, position = owners.setdefault(unit, {}), selection.position
+            for other in (position, None) if position else tuple(named):
+                if other in named:
+                    raise InterventionError(
+                        f"{named[other]!r} and {key!r} both name {unit}; name each unit once in a joint intervention."
+                    )
+            named[position] = key
     if not joint:
         raise InterventionError("an empty set of interventions: name at least one site or unit.")
     return joint

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import operator
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,8 +13,8 @@ from nnsight_vae.errors import SiteError
 
 Stage = Literal["input", "encoder", "latent", "decoder", "output"]
 
-_KEY = re.compile(r"^(?P<site>[^\[\]]+?)(?:\[(?P<index>[^\[\]]*)\])?$")
-_INDEX = re.compile(r"^-?\d+$")
+_KEY = re.compile(r"^(?P<site>[^\[\]]+?)(?:\[(?P<index>[^\[\]]*)\])?(?:@(?P<position>[^\[\]@]*))?$")
+_INTEGER = re.compile(r"^-?\d+$")
 _SLICE = re.compile(r"^(-?\d*):(-?\d*)(?::(-?\d+))?$")
 
 
@@ -57,31 +59,59 @@ class Site:
         """Every unit of this site, in order."""
         return tuple(Unit(self.name, i) for i in range(self.n_units))
 
+    @property
+    def positions(self) -> tuple[tuple[int, ...], ...]:
+        """Every position of this site, row by row, for keys such as `encoder.4@2,3`; a site without positions has `()` alone.
+
+        Example:
+            >>> Site("encoder.4", "conv", "encoder", 8, (8, 2, 2)).positions
+            ((0, 0), (0, 1), (1, 0), (1, 1))
+        """
+        return tuple(itertools.product(*map(range, self.grid)))
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Lengths of the axes other than the channel axis: height and width of a convolution's output, `()` of a vector."""
+        return tuple(length for axis, length in enumerate(self.shape, start=1) if axis != self.axis)
+
     def __str__(self) -> str:
         return self.name
 
 
 @dataclass(frozen=True)
 class Selection:
-    """A set of units of one site that an intervention acts on together; `indices=None` is the whole site.
+    """Units of one site that an intervention acts on together, everywhere or at one position.
+
+    Attributes:
+        site: name of the site.
+        indices: the units; None is all of them.
+        position: where, over the axes of the site other than its channels (row and column of a convolution's output); None is
+            everywhere.
 
     Example:
         >>> str(Selection("encoder.4", (0, 1, 2, 3)))
         'encoder.4[0:4]'
         >>> str(Selection("latent.z", (1, 5)))
         'latent.z[1,5]'
+        >>> str(Selection("encoder.4", (7,), position=(2, 3)))
+        'encoder.4[7]@2,3'
     """
 
     site: str
     indices: tuple[int, ...] | None = None
+    position: tuple[int, ...] | None = None
 
     def __str__(self) -> str:
+        at = f"@{','.join(map(str, self.position))}" if self.position else ""
+        return f"{self.site}{self._index()}{at}"
+
+    def _index(self) -> str:
         if not self.indices:
-            return self.site if self.indices is None else f"{self.site}[]"
+            return "" if self.indices is None else "[]"
         first, last = self.indices[0], self.indices[-1]
         if len(self.indices) > 1 and self.indices == tuple(range(first, last + 1)):
-            return f"{self.site}[{first}:{last + 1}]"
-        return f"{self.site}[{','.join(map(str, self.indices))}]"
+            return f"[{first}:{last + 1}]"
+        return f"[{','.join(map(str, self.indices))}]"
 
 
 Key = str | Unit | Site | Selection
@@ -97,7 +127,7 @@ class Sites(Mapping[str, Site]):
     Example:
         >>> sites = Sites([Site("latent.z", "latent", "latent", 8, (8,))])
         >>> sites.select("latent.z[-1]")
-        Selection(site='latent.z', indices=(7,))
+        Selection(site='latent.z', indices=(7,), position=None)
         >>> str(sites.select("latent.z[2:5]"))
         'latent.z[2:5]'
     """
@@ -128,35 +158,36 @@ class Sites(Mapping[str, Site]):
         return self._order[self[name].name]
 
     def select(self, key: Key) -> Selection:
-        """Resolve a key to the units it names.
+        """Resolve a key to the units it names, and to the position where it names one.
 
         Args:
-            key: `"encoder.4"`, `"encoder.4[7]"`, `"encoder.4[0:8]"`, `"encoder.4[1,5]"`, a `Unit`, a `Site` or a `Selection`.
+            key: `"encoder.4"`, `"encoder.4[7]"`, `"encoder.4[0:8]"`, `"encoder.4[1,5]"`, each also at one position
+                (`"encoder.4[7]@2,3"`, `"encoder.4@2,3"`), a `Unit`, a `Site` or a `Selection`.
 
-        Returns: the selection, checked against this VAE, its indices sorted and non-negative.
+        Returns: the selection, checked against this VAE, its indices sorted, indices and position non-negative.
 
         Raises:
-            SiteError: unknown site, index out of range, empty slice, or a key that cannot be read.
+            SiteError: unknown site, index or position out of range, empty slice, or a key that cannot be read.
         """
         if isinstance(key, Site):
-            return Selection(self[key.name].name)
+            return self._checked(key.name, None, None, key.name)
         if isinstance(key, Unit):
-            return self._checked(key.site, (key.index,), str(key))
+            return self._checked(key.site, (key.index,), None, str(key))
         if isinstance(key, Selection):
-            if key.indices is None:
-                return Selection(self[key.site].name)
-            return self._checked(key.site, key.indices, str(key))
+            return self._checked(key.site, key.indices, key.position, str(key))
+        if isinstance(key, str) and key in self._sites:
+            return Selection(key)  # first, for a module may have an @ in its name
         if not isinstance(key, str) or not (match := _KEY.match(key.strip())):
             raise SiteError(
-                f"cannot read the key {key!r}; write 'encoder.4', 'encoder.4[7]', 'encoder.4[0:8]' or 'encoder.4[1,5]'."
+                f"cannot read the key {key!r}; write 'encoder.4', 'encoder.4[7]', 'encoder.4[0:8]' or 'encoder.4[1,5]', "
+                "and '@2,3' after it for one position."
             )
-        name, index = match["site"], match["index"]
-        if index is None:
-            return Selection(self[name].name)
-        return self._checked(name, _read_index(index, self._named_in(name, key).n_units, key), key)
+        name, index, position = match["site"], match["index"], match["position"]
+        indices = None if index is None else _read_index(index, self._named_in(name, key).n_units, key)
+        return self._checked(name, indices, None if position is None else _read_position(position, key), key)
 
     def units(self, selection: Selection) -> tuple[Unit, ...]:
-        """The units a selection names, in order."""
+        """The units a selection names, in order, whatever its position."""
         site = self[selection.site]
         return site.units if selection.indices is None else tuple(Unit(site.name, i) for i in selection.indices)
 
@@ -166,14 +197,15 @@ class Sites(Mapping[str, Site]):
         why = f": {self._refused[name]}" if name in self._refused else ""
         raise SiteError(f"{key!r} is not a site of this VAE{why}. Sites: {', '.join(self._sites)}.")
 
-    def _checked(self, name: str, indices: tuple[int, ...], written: str) -> Selection:
+    def _checked(
+        self, name: str, indices: tuple[int, ...] | None, position: tuple[int, ...] | None, written: str
+    ) -> Selection:
         site = self._named_in(name, written)
-        resolved = tuple(sorted({i + site.n_units if i < 0 else i for i in indices}))
-        if not resolved or resolved[0] < 0 or resolved[-1] >= site.n_units:
-            raise SiteError(
-                f"{written!r} names no unit of this VAE: {name!r} exists with {site.n_units} units (0-{site.n_units - 1})."
-            )
-        return Selection(name, resolved)
+        return Selection(
+            name,
+            None if indices is None else _checked_indices(site, indices, written),
+            None if position is None else _checked_position(site, position, written),
+        )
 
     def __repr__(self) -> str:
         width = max((len(name) for name in self._sites), default=0)
@@ -182,6 +214,37 @@ class Sites(Mapping[str, Site]):
             for s in self._sites.values()
         ]
         return "Sites(\n" + "\n".join(rows) + "\n)"
+
+
+def _checked_indices(site: Site, indices: tuple[int, ...], written: str) -> tuple[int, ...]:
+    whole = [_whole(i, written) for i in indices]
+    resolved = tuple(sorted({i + site.n_units if i < 0 else i for i in whole}))
+    if not resolved or resolved[0] < 0 or resolved[-1] >= site.n_units:
+        raise SiteError(
+            f"{written!r} names no unit of this VAE: {site.name!r} exists with {site.n_units} units (0-{site.n_units - 1})."
+        )
+    return resolved
+
+
+def _checked_position(site: Site, position: tuple[int, ...], written: str) -> tuple[int, ...] | None:
+    grid, whole = site.grid, [_whole(i, written) for i in position]
+    if len(whole) != len(grid):
+        what = f"positions over axes of length {grid}" if grid else "no positions, its units are single numbers"
+        raise SiteError(f"{written!r} gives {len(whole)} coordinates, but {site.name!r} has {what}.")
+    resolved = tuple(i + length if i < 0 else i for i, length in zip(whole, grid, strict=True))
+    if any(not 0 <= i < length for i, length in zip(resolved, grid, strict=True)):
+        last = ",".join(str(length - 1) for length in grid)
+        raise SiteError(
+            f"{written!r} names no position of this VAE: those of {site.name!r} go from @{','.join('0' * len(grid))} to @{last}."
+        )
+    return resolved or None  # () is the one position of a vector: everywhere
+
+
+def _whole(value: Any, written: str) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise SiteError(f"{written!r} has {value!r} where an integer belongs.") from None
 
 
 def _read_index(text: str, n_units: int, key: str) -> tuple[int, ...]:
@@ -193,6 +256,16 @@ def _read_index(text: str, n_units: int, key: str) -> tuple[int, ...]:
             raise SiteError(f"{key!r} has a slice step of 0; use a positive step.")
         return tuple(range(n_units)[start:stop:step])
     parts = text.split(",")
-    if not all(_INDEX.match(part) for part in parts):
+    if not all(_INTEGER.match(part) for part in parts):
         raise SiteError(f"cannot read the index in {key!r}; write an integer, a slice a:b, or a list 1,5.")
+    return tuple(int(part) for part in parts)
+
+
+def _read_position(text: str, key: str) -> tuple[int, ...]:
+    """The integers of `2,3`."""
+    parts = text.replace(" ", "").split(",")
+    if not all(_INTEGER.match(part) for part in parts):
+        raise SiteError(
+            f"cannot read the position in {key!r}; write one integer an axis after the @, as in 'encoder.4@2,3'."
+        )
     return tuple(int(part) for part in parts)

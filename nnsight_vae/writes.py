@@ -41,7 +41,8 @@ def writes_of(
 
         def write(activation: Tensor) -> Tensor:
             view = activation.movedim(axis, 1).unflatten(0, (len(joints), n))  # [K, n, units, ...], shares memory
-            if len(rows) > 1 and all(s.indices is not None and len(s.indices) == 1 for _, s, _ in rows):
+            single = all(s.indices is not None and len(s.indices) == 1 for _, s, _ in rows)
+            if len(rows) > 1 and single and len({s.position is None for _, s, _ in rows}) == 1:
                 _write_single_units(view, rows)
             else:
                 for k, selection, replacement in rows:
@@ -54,34 +55,37 @@ def writes_of(
 
 
 def _write_selection(view: Tensor, selection: Selection, replacement: Replacement) -> None:
-    index = slice(None) if selection.indices is None else list(selection.indices)
+    units = slice(None) if selection.indices is None else list(selection.indices)
+    at = (slice(None), units, *(selection.position or ()))
     if replacement.scale is None:
-        view[:, index] = _as_tensor(replacement.shift, view)
+        view[at] = _as_tensor(replacement.shift, view)
     else:
-        view[:, index] = replacement.scale * view[:, index] + replacement.shift
+        view[at] = replacement.scale * view[at] + replacement.shift
 
 
 def _write_single_units(view: Tensor, rows: list[tuple[int, Selection, Replacement]]) -> None:
-    """One indexed write for K different units, `[K, n, ...]`."""
+    """One indexed write for K different units, `[K, n, ...]`, or for K units each at a position of its own, `[K, n]`."""
     copies = torch.tensor([k for k, _, _ in rows], device=view.device)
     units = torch.tensor([s.indices[0] for _, s, _ in rows if s.indices], device=view.device)
+    coordinates = torch.tensor([s.position or () for _, s, _ in rows], device=view.device).T
+    at = (copies, slice(None), units, *coordinates.long())
+    n, grid = view.shape[1], view.shape[3 + len(coordinates) :]
     shifts = [r.shift for _, _, r in rows]
-    ones = [1] * (view.ndim - 2)
+    ones = [1] * (1 + len(grid))
     if all(not isinstance(shift, Tensor) for shift in shifts):
         shift = torch.tensor(shifts, dtype=view.dtype, device=view.device).view(-1, *ones)
     else:
-        target = (view.shape[1], 1, *view.shape[3:])
-        shift = torch.stack([_as_tensor(s, view).expand(target) for s in shifts]).squeeze(2)
+        shift = torch.stack([_as_tensor(s, view).expand(n, 1, *grid) for s in shifts]).squeeze(2)
     scales = [r.scale for _, _, r in rows]
     if all(scale is None for scale in scales):
-        view[copies, :, units] = shift.expand(len(rows), view.shape[1], *view.shape[3:])
+        view[at] = shift.expand(len(rows), n, *grid)
         return
-    current = view[copies, :, units]
+    current = view[at]
     factor = torch.tensor([1.0 if s is None else s for s in scales], dtype=view.dtype, device=view.device).view(
         -1, *ones
     )
     replaced = torch.tensor([s is None for s in scales], device=view.device).view(-1, *ones)
-    view[copies, :, units] = torch.where(replaced, shift, factor * current + shift)
+    view[at] = torch.where(replaced, shift, factor * current + shift)
 
 
 def _as_tensor(value: float | Tensor, like: Tensor) -> Tensor:

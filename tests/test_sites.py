@@ -32,7 +32,8 @@ names = st.sampled_from(list(SITES))
 def selections(draw):
     name = draw(names)
     indices = draw(st.sets(st.integers(0, SITES[name].n_units - 1), min_size=1))
-    return nv.Selection(name, draw(st.sampled_from([None, tuple(sorted(indices))])))
+    position = draw(st.sampled_from([None, *filter(None, SITES[name].positions)]))
+    return nv.Selection(name, draw(st.sampled_from([None, tuple(sorted(indices))])), position)
 
 
 # ---------------------------------------------------------------------- keys
@@ -97,6 +98,21 @@ def test_a_site_selects_itself_whole():
         ("latent.z[1.5]", "cannot read the index"),
         ("latent.z[a]", "cannot read the index"),
         ("latent.z[]", "cannot read the index"),
+        (nv.Unit("latent.z", 0.5), "0.5 where an integer belongs"),
+        ("encoder.4@4,0", r"'encoder\.4@4,0' names no position .* go from @0,0 to @3,3\."),
+        ("encoder.4[1]@0,-5", "names no position"),
+        ("encoder.4@1", r"gives 1 coordinates, but 'encoder\.4' has positions over axes of length \(4, 4\)"),
+        ("encoder.4@1,2,3", "gives 3 coordinates"),
+        ("tokens@1,2", r"axes of length \(9,\)"),
+        ("tokens@9", "go from @0 to @8"),
+        ("latent.z@0", "has no positions, its units are single numbers"),
+        ("encoder.4@", "cannot read the position"),
+        ("encoder.4@1.5,2", "cannot read the position"),
+        ("encoder.4@0:2,1", "cannot read the position"),
+        ("encoder.4@1,2[3]", "is not a site"),
+        (nv.Selection("encoder.4", None, (0, "1")), "'1' where an integer belongs"),
+        (nv.Selection("encoder.4", None, (0,)), "gives 1 coordinates"),
+        (nv.Selection("encoder.4", (12,), (0, 0)), "exists with 12 units"),
         ("latent.z[1][2]", "cannot read the key"),
         ("latent.z[", "cannot read the key"),
         ("", "cannot read the key"),
@@ -111,6 +127,35 @@ def test_a_site_selects_itself_whole():
 def test_keys_that_name_nothing_say_what_there_is(key, message):
     with pytest.raises(nv.SiteError, match=message):
         SITES.select(key)
+
+
+@given(names, st.data())
+def test_a_position_is_selected_by_any_spelling(name, data):
+    site = SITES[name]
+    position = data.draw(st.sampled_from(site.positions))
+    wrapped = tuple(i - length for i, length in zip(position, site.grid, strict=True))
+    wanted = nv.Selection(name, (1, 2), position or None)
+    assert SITES.select(nv.Selection(name, (2, 1), wrapped)) == wanted
+    for at in (position, wrapped) if position else ():
+        assert SITES.select(f"{name}[1:3]@{', '.join(map(str, at))}") == wanted
+        assert SITES.select(f"{name}@{','.join(map(str, at))}") == nv.Selection(name, None, position)
+
+
+def test_positions_are_over_the_axes_that_are_not_the_channels():
+    assert SITES["encoder.4"].positions[:5] == ((0, 0), (0, 1), (0, 2), (0, 3), (1, 0))
+    assert SITES["encoder.4"].positions[-1] == (3, 3)
+    assert SITES["tokens"].positions == tuple((i,) for i in range(9))
+    assert SITES["latent.z"].positions == ((),)
+    assert str(nv.Selection("encoder.4", (7,), (2, 3))) == "encoder.4[7]@2,3"
+    assert str(nv.Selection("latent.z", None, (2, 3))) == "latent.z@2,3"
+    assert SITES.units(SITES.select("encoder.4[0:2]@1,1")) == SITES["encoder.4"].units[:2]
+
+
+def test_a_module_with_an_at_in_its_name_is_a_site_like_any_other():
+    sites = Sites([nv.Site("norm@1", "norm", "encoder", 3, (3, 2)), nv.Site("norm", "norm", "encoder", 3, (3, 2))])
+    assert sites.select("norm@1") == nv.Selection("norm@1")
+    assert sites.select("norm@1[2]@0") == nv.Selection("norm@1", (2,), (0,))
+    assert sites.select("norm@0") == nv.Selection("norm", None, (0,))
 
 
 def test_sites_are_a_mapping_in_order():

@@ -3,12 +3,65 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal, get_args
 
 import torch
 
-from nnsight_vae.errors import SiteError
-from nnsight_vae.sites import Key, Unit
+from nnsight_vae.errors import InterventionError, SiteError
+from nnsight_vae.sites import Key, Selection, Unit
 from nnsight_vae.vae import VAE
+
+Per = Literal["unit", "site", "position"]
+
+
+def experiments(
+    vae: VAE, keys: Sequence[Key | tuple[Key, ...]] | Key, per: Per = "unit"
+) -> dict[str, tuple[Selection, ...]]:
+    """What is intervened on together, one experiment after the other, from the keys a user gives.
+
+    Args:
+        vae: the model.
+        keys: sites, units, slices, positions. A tuple of keys inside the list is one joint set, whatever `per`.
+        per: `"unit"`: every unit of every key alone; `"site"`: each key as a whole; `"position"`: each position of each key's
+            site, its units together (a site without positions as a whole).
+
+    Returns: name of the experiment, as shown in `Effects.units` (`"encoder.4[7]"`, `"a[0] + b[1:3]"`) -> what it acts on; in the
+        order given, once each.
+
+    Raises:
+        SiteError: a key names no unit of this VAE, or there are no keys.
+        InterventionError: an unknown `per`.
+
+    Example:
+        >>> import nnsight_vae as nv
+        >>> from nnsight_vae.models import MLPVAE
+        >>> vae = nv.VAE(MLPVAE(image_shape=(1, 8, 8), latent=3))
+        >>> list(experiments(vae, ["latent.z[0:2]", ("latent.mu[0]", "latent.mu[2]")]))
+        ['latent.z[0]', 'latent.z[1]', 'latent.mu[0] + latent.mu[2]']
+    """
+    if per not in get_args(Per):
+        raise InterventionError(f"per must be 'unit', 'site' or 'position', got {per!r}.")
+    if isinstance(keys, str) or not isinstance(keys, Sequence):
+        keys = [keys]
+    named: dict[str, tuple[Selection, ...]] = {}
+    for key in keys:
+        if isinstance(key, tuple):
+            joint = tuple(vae.sites.select(each) for each in key)
+            named[" + ".join(map(str, joint))] = joint
+        else:
+            named |= {str(part): (part,) for part in _parts(vae, vae.sites.select(key), per)}
+    if not all(named.values()) or not named:
+        raise SiteError("no sites given; name at least one, e.g. sites=['encoder.4', 'latent.z'].")
+    return named
+
+
+def _parts(vae: VAE, selection: Selection, per: Per) -> list[Selection]:
+    if per == "unit":
+        return [replace(selection, indices=(unit.index,)) for unit in vae.sites.units(selection)]
+    if per == "position" and selection.position is None:
+        return [replace(selection, position=position or None) for position in vae.sites[selection.site].positions]
+    return [selection]
 
 
 def default_sites(vae: VAE) -> list[str]:
@@ -37,13 +90,11 @@ def selected_units(vae: VAE, keys: Sequence[Key]) -> list[Unit]:
     """Every unit that some keys name, in the order given, once each.
 
     Raises:
-        SiteError: a key names no unit of this VAE, or there are no keys.
+        SiteError: a key names no unit of this VAE or one position only, or there are no keys.
     """
-    if isinstance(keys, str) or not isinstance(keys, Sequence):
-        keys = [keys]
-    units: dict[Unit, None] = {}
-    for key in keys:
-        units.update(dict.fromkeys(vae.sites.units(vae.sites.select(key))))
-    if not units:
-        raise SiteError("no sites given; name at least one, e.g. sites=['encoder.4', 'latent.z'].")
-    return list(units)
+    found: dict[Unit, None] = {}
+    for name, (selection, *others) in experiments(vae, keys).items():
+        if others or selection.position:
+            raise SiteError(f"{name!r} is not a unit; this experiment is about each unit as a whole.")
+        found.update(dict.fromkeys(vae.sites.units(selection)))
+    return list(found)

@@ -40,6 +40,8 @@ class Pairs:
         factor_names: names of the columns of `base_factors` and `source_factors`.
         propagate: True: descendants of the factor followed the SCM (total effect); False: only this factor's own
             pixels changed (what a test of one unit's meaning needs); None: unknown, as for matched real images.
+        match: for pairs that were found by matching images, how far base and source of the whole set are apart in each
+            factor (`Arrays.match_quality`); results keep it. None: nothing was matched, the noise is shared.
 
     Raises:
         DataError: if the tensors are not floating point, not finite, empty, or do not fit each other.
@@ -61,6 +63,7 @@ class Pairs:
     factor_names: tuple[str, ...] = ()
     propagate: bool | None = None
     source_groups: Int[Tensor, " n"] | None = None
+    match: dict[str, float] | None = None
 
     @classmethod
     def crossed(

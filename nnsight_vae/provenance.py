@@ -25,15 +25,21 @@ def provenance(vae: VAE, pairs: Pairs | None = None, readout: object | None = No
         "versions": {name: _version(name) for name in ("nnsight-vae", "nnsight", "torch")},
     }
     if pairs is not None:
-        record["pairs"] = {
-            "n": len(pairs),
-            "factor": pairs.factor,
-            "propagate": pairs.propagate,
-            "noise": "posterior mean" if pairs.eps is None else "shared eps",
-        }
+        record["pairs"] = pairs_record(pairs)
     if readout is not None:
         record["readout"] = type(readout).__name__
     return record | details
+
+
+def pairs_record(pairs: Pairs) -> dict[str, Any]:
+    """How many pairs of what, and how well they match where they were matched."""
+    matched = {} if pairs.match is None else {"match": dict(pairs.match)}
+    return {
+        "n": len(pairs),
+        "factor": pairs.factor,
+        "propagate": pairs.propagate,
+        "noise": "posterior mean" if pairs.eps is None else "shared eps",
+    } | matched
 
 
 def _version(package: str) -> str | None:

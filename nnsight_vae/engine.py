@@ -17,7 +17,7 @@ from nnsight_vae.inputs import require_noise
 from nnsight_vae.interventions import Intervention
 from nnsight_vae.readouts import Readout, reads as reads_of
 from nnsight_vae.runs import clean_run, needed_for, replace_event, run_from, start_for, trace_events
-from nnsight_vae.sites import Key, Selection, Unit
+from nnsight_vae.sites import Key
 from nnsight_vae.vae import VAE
 from nnsight_vae.writes import writes_of
 
@@ -185,24 +185,14 @@ def _joint(vae: VAE, interventions: Mapping[K, Intervention]) -> Joint:
         raise InterventionError(
             f"interventions are a mapping such as {{'latent.z[3]': nv.Set(2.0)}}, got a {type(interventions).__name__}."
         )
-    sites = vae.sites
-    joint: dict[Selection, Intervention] = {}
-    owners: dict[Unit, dict[tuple[int, ...] | None, Key]] = {}  # unit -> position (None: everywhere) -> who named it
     for key, intervention in interventions.items():
         if not isinstance(intervention, Intervention):
             raise InterventionError(
                 f"{key}: expected an intervention such as nv.Set(2.0), got {type(intervention).__name__}."
             )
-        selection = sites.select(key)
-        joint[selection] = intervention
-        for unit in sites.units(selection) if len(interventions) > 1 else ():
-            named, position = owners.setdefault(unit, {}), selection.position
-            for other in (position, None) if position else tuple(named):
-                if other in named:
-                    raise InterventionError(
-                        f"{named[other]!r} and {key!r} both name {unit}; name each unit once in a joint intervention."
-                    )
-            named[position] = key
+    selections = [vae.sites.select(key) for key in interventions]
+    vae.sites.require_disjoint(selections)
+    joint = dict(zip(selections, interventions.values(), strict=True))
     if not joint:
         raise InterventionError("an empty set of interventions: name at least one site or unit.")
     return joint

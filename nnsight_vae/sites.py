@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 import operator
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from nnsight_vae.errors import SiteError
+from nnsight_vae.errors import InterventionError, SiteError
 
 Stage = Literal["input", "encoder", "latent", "decoder", "output"]
 
@@ -190,6 +190,23 @@ class Sites(Mapping[str, Site]):
         """The units a selection names, in order, whatever its position."""
         site = self[selection.site]
         return site.units if selection.indices is None else tuple(Unit(site.name, i) for i in selection.indices)
+
+    def require_disjoint(self, selections: Sequence[Selection]) -> None:
+        """Refuse selections that share a unit at a position: which of two joint interventions acts last would be a guess.
+
+        Raises:
+            InterventionError: names the two selections and the unit.
+        """
+        owners: dict[Unit, dict[tuple[int, ...] | None, Selection]] = {}  # unit -> position (None: everywhere) -> owner
+        for selection in selections if len(selections) > 1 else ():
+            for unit in self.units(selection):
+                named, position = owners.setdefault(unit, {}), selection.position
+                for other in (position, None) if position else tuple(named):
+                    if other in named:
+                        raise InterventionError(
+                            f"'{named[other]}' and '{selection}' both name {unit}; name each unit once in a joint intervention."
+                        )
+                named[position] = selection
 
     def _named_in(self, name: str, key: str) -> Site:
         if name in self._sites:

@@ -122,12 +122,12 @@ class Donors:
                 return Replacement(None, 0.0)
             case Swap() | Resample():
                 donor = source_acts[id(self._sources[id(intervention)])][selection.site]
-                return Replacement(None, _selected(donor, selection))
+                return Replacement(None, selected(donor, selection))
             case Mean(reference):
-                return Replacement(None, _selected(self._means[id(reference), selection.site], selection))
+                return Replacement(None, selected(self._means[id(reference), selection.site], selection))
             case Noise():
                 noise = [self._noise[id(intervention), unit][rows] for unit in self.sites.units(selection)]
-                return Replacement(1.0, _at(torch.stack(noise, dim=1), selection))
+                return Replacement(1.0, _at_position(torch.stack(noise, dim=1), selection))
             case Quantize():
                 return Replacement(None, self._code(selection, self.sites[selection.site], intervention))
         raise InterventionError(f"the engine does not know {type(intervention).__name__}.")
@@ -181,7 +181,7 @@ class Donors:
                 f"{intervention!r} does not fit a codebook of shape {tuple(codebook.shape)} and {site.n_units} latent channels."
             )
         row = codebook[intervention.code].detach().to(self.x).view(1, -1, *([1] * len(site.grid)))
-        return _selected(row.expand(1, -1, *site.grid), selection)
+        return selected(row.expand(1, -1, *site.grid), selection)
 
 
 def _draw(seed: int, unit: Unit, shape: tuple[int, ...]) -> Tensor:
@@ -190,11 +190,11 @@ def _draw(seed: int, unit: Unit, shape: tuple[int, ...]) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(int.from_bytes(digest[:8], "big")))
 
 
-def _selected(activation: Tensor, selection: Selection) -> Tensor:
+def selected(activation: Tensor, selection: Selection) -> Tensor:
     """Of an activation `[n, units, ...]`, the units and the position that are selected: `[n, units, ...]` or `[n, units]`."""
     units = activation if selection.indices is None else activation[:, list(selection.indices)]
-    return _at(units, selection)
+    return _at_position(units, selection)
 
 
-def _at(units: Tensor, selection: Selection) -> Tensor:
+def _at_position(units: Tensor, selection: Selection) -> Tensor:
     return units if selection.position is None else units[(slice(None), slice(None), *selection.position)]

@@ -86,8 +86,9 @@ class Donors:
                     )
         for key, (reference, names) in wanted.items():
             totals: dict[str, Tensor] = {}
-            for rows in reference.to(self.x).split(_ROWS):
-                for name, value in self._activations(rows, None, names).items():
+            for rows in torch.arange(len(reference)).split(_ROWS):
+                eps = None if self.eps is None else self.eps[rows % len(self.x)]
+                for name, value in self._activations(reference[rows].to(self.x), eps, names).items():
                     totals[name] = totals.get(name, torch.zeros(())).to(value) + value.sum(0)
             for name, total in totals.items():
                 self._means[key, name] = self._units_first(total.unsqueeze(0) / len(reference), name)

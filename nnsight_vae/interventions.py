@@ -111,7 +111,11 @@ class Zero(Intervention):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Mean(Intervention):
-    """`a <- mean of a over a reference batch`, position by position. `reference` holds inputs `[m, *image]`, not activations."""
+    """`a <- mean of a over a reference batch`, position by position. `reference` holds inputs `[m, *image]`, not activations.
+
+    The reference runs as the examples do: at the posterior mean, or, where they carry noise, row i with the noise of example
+    i modulo n. So `Mean(x)` is the mean of a over the very runs it is put into.
+    """
 
     reference: Tensor
 
@@ -121,7 +125,10 @@ class Mean(Intervention):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Resample(Intervention):
-    """`a <- a of a random reference example` (one donor an example, the same for every unit). `reference`: inputs `[m, *image]`."""
+    """`a <- a of a random reference example` (one donor an example, the same for every unit). `reference`: inputs `[m, *image]`.
+
+    The donor runs with the noise of the example that receives.
+    """
 
     reference: Tensor
     seed: int = 0

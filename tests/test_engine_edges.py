@@ -175,11 +175,11 @@ def test_channels_on_the_last_axis_in_place_code_and_a_layer_used_twice_equal_ho
     assert {vae.sites["embed"].axis, vae.sites["out"].axis} == {2}
     assert "twice" not in vae.sites
     for name, site in vae.sites.items():
-        donor, clean = (record(model, source, name, e).movedim(site.axis, 1) for e in (eps, None))
+        donor = record(model, source, name, eps).movedim(site.axis, 1)
         for u in range(0, site.n_units, 2):
             cases = {
                 nv.Swap(source): lambda a, u=u, d=donor: d[:, u],
-                nv.Mean(source): lambda a, u=u, c=clean: c[:, u].mean(0).expand_as(a),
+                nv.Mean(source): lambda a, u=u, d=donor: d[:, u].mean(0).expand_as(a),
                 nv.Scale(-2.0): lambda a: -2 * a,
             }
             got = engine.run_interventions(vae, x, [{f"{name}[{u}]": what} for what in cases], READ_ALL, eps=eps)

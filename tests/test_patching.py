@@ -13,6 +13,7 @@ from vaes import all_vaes, images, seeded
 
 import nnsight_vae as nv
 from nnsight_vae import engine
+from nnsight_vae.levels.through import Activation
 from nnsight_vae.levels.units import experiments
 
 MODELS = {**all_vaes(), "tokens": seeded(Tokens(), 4)}
@@ -53,7 +54,7 @@ def test_every_intervention_at_a_position_equals_hooks(name):
     for site in vae.sites.values():
         if not site.grid:
             continue
-        donor, mean = record(model, source, site.name, eps), record(model, source, site.name, None)
+        donor = record(model, source, site.name, eps)
         resampled = record(model, source[drawn], site.name, eps)
         keys = [nv.Selection(site.name, (0,), p) for p in site.positions[:: max(1, len(site.positions) // 3)]]
         keys += [nv.Selection(site.name, None, site.positions[-1]), nv.Selection(site.name, (0, site.n_units - 1), site.positions[1])]  # fmt: skip
@@ -68,7 +69,7 @@ def test_every_intervention_at_a_position_equals_hooks(name):
                 (nv.Scale(-2.0), lambda a: -2 * a),
                 (nv.Zero(), torch.zeros_like),
                 (nv.Swap(source), lambda a, k=key: chosen(donor, k, site.axis)),
-                (nv.Mean(source), lambda a, k=key: chosen(mean, k, site.axis).mean(0).expand_as(a)),
+                (nv.Mean(source), lambda a, k=key: chosen(donor, k, site.axis).mean(0).expand_as(a)),
                 (nv.Resample(source, seed=7), lambda a, k=key: chosen(resampled, k, site.axis)),
             ):
                 plan.append({key: what})
@@ -78,6 +79,21 @@ def test_every_intervention_at_a_position_equals_hooks(name):
             torch.testing.assert_close(row, want, atol=1e-5, rtol=0, msg=f"{entry}")
         checked += len(plan)
     assert checked > 100
+
+
+@pytest.mark.parametrize("m", [1, 3, 4, 9, 130])
+def test_a_mean_is_over_the_reference_with_the_noise_of_the_examples_in_turn(m):
+    model = MODELS["conv"]
+    x, reference = images(model, 4), images(model, m, seed=1)
+    vae = nv.VAE(copy.deepcopy(model), example=x)
+    eps = noise_like_latent(vae, 4)
+    rows = torch.arange(m) % 4
+    for site in ("encoder.2", "latent.mu", "latent.z", "decoder.5"):
+        read = Activation(vae.sites[site], (nv.Selection(site),))
+        for noise in (None, eps):
+            got = engine.run_interventions(vae, x, [{site: nv.Mean(reference)}], read, eps=noise)[0]
+            want = record(model, reference, site, None if noise is None else noise[rows]).flatten(1).mean(0)
+            torch.testing.assert_close(got, want.expand_as(got), atol=1e-5, rtol=0)
 
 
 def test_noise_at_a_position_is_what_the_whole_unit_gets_there():
@@ -166,10 +182,3 @@ def test_a_site_without_positions_is_one_position():
 def test_keys_that_make_no_experiment_are_refused(residual, keys, per, error, message):
     with pytest.raises(error, match=message):
         experiments(residual, keys, per)
-
-
-def test_what_is_about_whole_units_refuses_positions_and_sets(residual):
-    x = images(MODELS["residual"], 3)
-    for keys in (["stem@0,0"], [("stem[0]", "stem[1]")]):
-        with pytest.raises(nv.SiteError, match="is not a unit"):
-            nv.manipulate_inputs(residual, nv.Pairs(x, x), keys)

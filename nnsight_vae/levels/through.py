@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -47,7 +49,7 @@ class Activation:
         """The site's name."""
         return self.site.name
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """A name per number."""
         return tuple(map(str, range(sum(math.prod(shape) for shape in self._shapes))))
@@ -82,19 +84,18 @@ def levels_of(vae: VAE, through: Through | None, readout: Readout) -> tuple[Leve
     """
     if through is None:
         return ()
-    steps = [through] if isinstance(through, Key) else list(through)
-    keys = [isinstance(step, Key) for step in steps]
-    if any(keys) and not all(keys):
+    steps = [through] if isinstance(through, str) or not isinstance(through, Sequence) else list(through)
+    nested = [isinstance(step, list | tuple) for step in steps]
+    if any(nested) and not all(nested):
         raise InterventionError(
             f"through={through!r} mixes keys with lists of keys; write one list of keys, or a list of lists, one a level."
         )
-    nested = [steps] if all(keys) else steps
-    levels = tuple(tuple(vae.sites.select(key) for key in level) for level in nested)
-    if not levels or not all(levels):
+    levels = tuple(tuple(vae.sites.select(key) for key in level) for level in (steps if any(nested) else [steps]))
+    if not all(levels):
         raise InterventionError("through=[] lets nothing pass; name the units an effect may pass, or leave it out.")
     for level in levels:
         vae.sites.require_disjoint(level)
-    for earlier, later in zip(levels, levels[1:], strict=False):
+    for earlier, later in pairwise(levels):
         require_before(vae, earlier, later)
     after = [each for each in levels[-1] if vae.sites.order(each.site) > vae.sites.order(reads_of(readout))]
     if after:

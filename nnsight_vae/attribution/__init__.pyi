@@ -1,0 +1,10 @@
+from .base import Record as Record, VAEAttribution as VAEAttribution, record_of as record_of
+from .baselines import Distribution as Distribution
+from .forward import CaptumForward as CaptumForward, captum_forward as captum_forward, captum_layer as captum_layer
+from .gradients import (
+    DecoderIntegratedGradients as DecoderIntegratedGradients,
+    LatentIntegratedGradients as LatentIntegratedGradients,
+)
+from .guards import guarded as guarded
+from .rules import refuse_method as refuse_method
+from .targets import Direction as Direction

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from nnsight_vae.statistics import slabs, two_or_more
+from nnsight_vae.clusters import slabs, two_or_more
 
 _FLIPS = 256  # sign patterns per block: fixed, so that every slab of cells sees the very same patterns
 _TIE = 1e-12  # relative slack for "at least as extreme", so that rounding cannot make an equal sum look smaller

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from nnsight_vae import significance, statistics
+from nnsight_vae import clusters, significance, statistics
 from nnsight_vae.errors import DataError
 
 
@@ -103,7 +103,7 @@ def test_results_do_not_depend_on_how_the_cells_are_cut_into_slabs(monkeypatch):
         "max-T": lambda: significance.max_t_pvalues(values, groups, n_perm=600),
     }
     whole = {name: call() for name, call in calls.items()}
-    monkeypatch.setattr(statistics, "_BLOCK", 300)
+    monkeypatch.setattr(clusters, "BLOCK", 300)
     for name, call in calls.items():
         np.testing.assert_allclose(call(), whole[name], rtol=1e-12, err_msg=name)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,18 +13,19 @@ from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 
 from .._regressor import Progress
+from ..doses import Doses
 from ..errors import DataError, NnsightVaeWarning
 from ..pairs import Pairs
-from .base import Batch, Dataset, as_images, check_count
+from .array_checks import as_pixels, as_table, check_graph
+from .base import Batch, Dataset, as_images, check_count, dose_values
+from .matching import CONTRAST, match_doses, match_pairs
 
 if TYPE_CHECKING:
     import networkx as nx
 
     from ..readouts import Factors
 
-_CONTRAST = 1.0  # least difference of a pair in its factor, in standard deviations
 _POOR_MATCH = 0.5  # a pair set is cautioned about when another factor moves by more than this share of its own
-_CHANNELS = (1, 3)
 _PASSES = 50  # over the images when a readout is fitted, within 500 to 3000 steps of 64 images
 
 
@@ -54,15 +56,15 @@ def from_arrays(
         >>> data
         <arrays: 60 images, shape (1, 8, 8), factors size, tilt>
     """
-    pixels = _as_pixels(images)
-    table = _as_table(factors, len(pixels))
+    pixels = as_pixels(images)
+    table = as_table(factors, len(pixels))
     names = tuple(f"factor_{j}" for j in range(table.shape[1])) if names is None else tuple(map(str, names))
     if len(names) != table.shape[1] or len(set(names)) != len(names):
         raise DataError(
             f"from_arrays: names {names} must be {table.shape[1]} different names, one per column of factors."
         )
     if graph is not None:
-        _check_graph(graph, names)
+        check_graph(graph, names)
     return Arrays(name, pixels, table, names, graph)
 
 
@@ -121,9 +123,11 @@ class Arrays(Dataset):
     def pairs(self, factor: str, n: int, seed: int = 0, propagate: bool = True) -> Pairs:
         """n pairs of real images that differ in one factor and match in the others, as nearly as the images allow.
 
-        A matched pair is not a counterfactual: noise is not shared, and the other factors only nearly agree
-        (`match_quality` says how nearly). Partners differ by at least one standard deviation of the factor and are
-        nearest in the matched factors, in standard deviations. No image is used twice, so pairs are independent.
+        A matched pair is not a counterfactual: noise is not shared, and the other factors may only nearly agree (the pairs'
+        `match`, as `match_quality` computes it, says how nearly; results keep it). Partners differ by at least one standard
+        deviation of the factor. Images with a partner that agrees exactly in the matched factors are paired first, as on a grid
+        of factor values; others with the nearest image left, in standard deviations. No image is used twice, so pairs are
+        independent. Categories are taken at their numbers.
 
         Args:
             factor: the factor that differs.
@@ -143,25 +147,72 @@ class Arrays(Dataset):
         """
         column = self._check_factor(factor)
         check_count(f"{self.name}.pairs", n, most=len(self._table) // 2)
-        matched = self._matched_columns(factor, propagate)
-        low, high = _match(self._table / self._sd, column, matched, n, np.random.default_rng(seed))
-        if len(low) < n:
+        pairs = self._matched_pairs(column, n, np.random.default_rng(seed), propagate, None)
+        self._caution(pairs, propagate)
+        return pairs
+
+    def pairs_by_factor(self, n: int, seed: int = 0, propagate: bool = False) -> dict[str, Pairs]:
+        """Pairs in every factor of the same n images: what asks which units respond to which factor.
+
+        n images are drawn; each is matched, once a factor, with an image outside of them as `pairs` does. Groups are the row
+        numbers of the n images, which are base or source, whichever is lower.
+
+        Raises:
+            DataError: if some of them cannot be matched; `pairs` is less strict.
+
+        Warns:
+            NnsightVaeWarning: as `pairs`, factor by factor.
+        """
+        check_count(f"{self.name}.pairs_by_factor", n, most=len(self._table) // 2)
+        rng = np.random.default_rng(seed)
+        anchors = rng.permutation(len(self._table))[:n]
+        found = {f: self._matched_pairs(j, n, rng, propagate, anchors) for j, f in enumerate(self.factors)}
+        for pairs in found.values():
+            self._caution(pairs, propagate)
+        return found
+
+    def doses(
+        self,
+        factor: str,
+        n: int = 64,
+        values: Sequence[float] | None = None,
+        seed: int = 0,
+        propagate: bool = True,
+    ) -> Doses:
+        """n sets of real images that agree in the other factors and show each of some values of one factor.
+
+        They exist where the table of factors is a grid, or holds one; nothing is matched approximately here, for a response
+        over many doses would mix in whatever differs between them.
+
+        Args:
+            factor: the factor that differs.
+            n: number of sets.
+            values: values that the table holds; None: all of them, or seven of them at evenly spaced quantiles.
+            seed: fixes the sets.
+            propagate: which other factors must agree, as in `pairs`.
+
+        Raises:
+            DataError: if there are fewer than n such sets.
+        """
+        column = self._check_factor(factor)
+        check_count(f"{self.name}.doses", n, most=len(self._table) // 2)
+        levels = dose_values(f"{self.name}.doses", factor, self._table[:, column], values)
+        rest = self._table[:, self._matched_columns(factor, propagate)]
+        rows = match_doses(self._table[:, column], rest, levels, n, np.random.default_rng(seed))
+        if rows.shape[1] < n:
             raise DataError(
-                f"{self.name}.pairs: only {len(low)} pairs differ by at least {_CONTRAST:g} standard deviation in "
-                f"{factor!r} without using an image twice; asked for n = {n}."
+                f"{self.name}.doses: {rows.shape[1]} sets of images agree in the other factors and show {factor!r} = "
+                f"{', '.join(f'{level:.6g}' for level in levels)}; asked for n = {n}. Ask for fewer or for other values; where "
+                f"the factors are no grid, use pairs({factor!r}, n) and manipulate_inputs, which match the nearest images."
             )
-        pairs = Pairs(
-            self._floats(low),
-            self._floats(high),
-            factor=factor,
-            groups=torch.from_numpy(low),
-            base_factors=torch.from_numpy(self._table[low].astype(np.float32)),
-            source_factors=torch.from_numpy(self._table[high].astype(np.float32)),
-            factor_names=self.factors,
+        return Doses(
+            [self._floats(at_dose) for at_dose in rows],
+            levels,
+            factor,
+            factor_sd=float(self._sd[column]),
+            reference=self.sample(min(max(n, 2), len(self._table)), seed).images,
             propagate=None if self._graph is None else propagate,
         )
-        self._caution(pairs, matched)
-        return pairs
 
     def match_quality(self, pairs: Pairs) -> dict[str, float]:
         """How far base and source are apart in each factor: root mean square, in standard deviations of the factor.
@@ -181,14 +232,41 @@ class Arrays(Dataset):
         apart = (pairs.source_factors - pairs.base_factors).double().numpy() / self._sd
         return dict(zip(self.factors, np.sqrt((apart**2).mean(0)).tolist(), strict=True))
 
-    def _caution(self, pairs: Pairs, matched: list[int]) -> None:
-        quality = self.match_quality(pairs)
-        own = quality[str(pairs.factor)]
-        poor = [self.factors[j] for j in matched if quality[self.factors[j]] > _POOR_MATCH * own]
+    def _matched_pairs(
+        self, column: int, n: int, rng: np.random.Generator, propagate: bool, anchors: np.ndarray | None
+    ) -> Pairs:
+        factor, scaled = self.factors[column], self._table / self._sd
+        one, other = match_pairs(
+            scaled[:, column], scaled[:, self._matched_columns(factor, propagate)], n, rng, anchors
+        )
+        if len(one) < n:
+            raise DataError(
+                f"{self.name}.pairs: only {len(one)} pairs differ by at least {CONTRAST:g} standard deviation in "
+                f"{factor!r} without using an image twice; asked for n = {n}."
+            )
+        swap = self._table[one, column] > self._table[other, column]
+        low, high = np.where(swap, other, one), np.where(swap, one, other)
+        pairs = Pairs(
+            self._floats(low),
+            self._floats(high),
+            factor=factor,
+            groups=torch.from_numpy(low if anchors is None else anchors),
+            base_factors=torch.from_numpy(self._table[low].astype(np.float32)),
+            source_factors=torch.from_numpy(self._table[high].astype(np.float32)),
+            factor_names=self.factors,
+            propagate=None if self._graph is None else propagate,
+        )
+        return replace(pairs, match=self.match_quality(pairs))
+
+    def _caution(self, pairs: Pairs, propagate: bool) -> None:
+        quality, factor = pairs.match or {}, str(pairs.factor)
+        own = quality[factor]
+        matched = [self.factors[j] for j in self._matched_columns(factor, propagate)]
+        poor = [name for name in matched if quality[name] > _POOR_MATCH * own]
         if poor:
             moved = ", ".join(f"{name} {quality[name]:.2f}" for name in poor)
             message = (
-                f"{self.name}: pairs in {pairs.factor!r} differ by {own:.2f} sd in it, but also in {moved} sd; "
+                f"{self.name}: pairs in {factor!r} differ by {own:.2f} sd in it, but also in {moved} sd; "
                 "their effects are not this factor's alone. Ask for fewer pairs or more images."
             )
             warnings.warn(message, NnsightVaeWarning, stacklevel=3)
@@ -215,81 +293,3 @@ class Arrays(Dataset):
         names = [self.factors[j] for j in varying]
         steps = min(max(_PASSES * len(table) // 64, 500), 3000)
         return Factors.fit(self._images, table, names, steps=steps, allow_unreliable=True, progress=progress)
-
-
-def _match(
-    scaled: np.ndarray, column: int, matched: list[int], n: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Up to n pairs of rows, (low, high) in `column`: greedy nearest neighbours without reuse, in random order."""
-    value, rest = scaled[:, column], scaled[:, matched]
-    free = np.ones(len(scaled), bool)
-    low: list[int] = []
-    high: list[int] = []
-    for row in rng.permutation(len(scaled)):
-        if len(low) == n:
-            break
-        candidates = np.flatnonzero(free & (np.abs(value - value[row]) >= _CONTRAST))
-        if not free[row] or not len(candidates):
-            continue
-        partner = candidates[((rest[candidates] - rest[row]) ** 2).sum(1).argmin()]
-        free[[row, partner]] = False
-        first, second = (row, partner) if value[row] < value[partner] else (partner, row)
-        low.append(first)
-        high.append(second)
-    return np.array(low, dtype=np.int64), np.array(high, dtype=np.int64)
-
-
-def _as_pixels(images: np.ndarray | Tensor) -> Tensor:
-    array = images.detach().cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
-    if array.dtype != np.uint8 and array.dtype.kind != "f":
-        raise DataError(f"from_arrays: images are {array.dtype}, expected uint8, or float in [0, 1].")
-    if array.ndim == 3:
-        array = array[:, None]
-    elif array.ndim == 4:
-        array = _channels_first(array)
-    else:
-        raise DataError(
-            f"from_arrays: images have shape {array.shape}, expected (n, c, h, w), (n, h, w, c) or (n, h, w)."
-        )
-    if 0 in array.shape:
-        raise DataError(f"from_arrays: images have shape {array.shape}: there is nothing in them.")
-    if array.dtype.kind == "f":
-        array = array.astype(np.float32)
-        if not np.isfinite(array).all():
-            raise DataError("from_arrays: images hold NaN or infinite values.")
-        if array.min() < 0 or array.max() > 1:
-            raise DataError(
-                f"from_arrays: float images span [{array.min():.3g}, {array.max():.3g}], expected [0, 1]. "
-                "Rescale them, or give uint8."
-            )
-    return torch.from_numpy(np.ascontiguousarray(array))
-
-
-def _channels_first(array: np.ndarray) -> np.ndarray:
-    first, last = array.shape[1] in _CHANNELS, array.shape[3] in _CHANNELS
-    if first == last:
-        why = "both ends could be the channels" if first else "neither end is 1 or 3 channels"
-        raise DataError(f"from_arrays: images have shape {array.shape}: {why}; expected (n, c, h, w) or (n, h, w, c).")
-    return array if first else array.transpose(0, 3, 1, 2)
-
-
-def _as_table(factors: np.ndarray | Tensor, n: int) -> np.ndarray:
-    array = factors.detach().cpu().numpy() if isinstance(factors, Tensor) else np.asarray(factors)
-    if array.dtype.kind not in "fiub":
-        raise DataError(f"from_arrays: factors are {array.dtype}, expected numbers. Code categories as integers.")
-    if array.ndim != 2 or array.shape[0] != n or array.shape[1] == 0:
-        raise DataError(f"from_arrays: factors have shape {array.shape}, expected ({n}, f): one row per image.")
-    if not np.isfinite(array).all():
-        raise DataError("from_arrays: factors hold NaN or infinite values; drop those images.")
-    return array.astype(np.float64)
-
-
-def _check_graph(graph: nx.DiGraph, names: tuple[str, ...]) -> None:
-    import networkx as nx
-
-    if set(graph.nodes) != set(names):
-        raise DataError(
-            f"from_arrays: the graph's nodes are {sorted(map(str, graph.nodes))}, expected the names {names}."
-        )
-    if not graph.is_directed() or not nx.is_directed_acyclic_graph(graph):
-        raise DataError("from_arrays: the graph must be a directed acyclic networkx.DiGraph.")

@@ -14,6 +14,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from .._regressor import Progress
+from ..doses import Doses
 from ..errors import DataError, NnsightVaeWarning, ReadoutError
 from ..pairs import Pairs
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     import networkx as nx
 
     from ..readouts import Factors
+
+
+_DOSES = 7  # values of a factor in `doses`: enough to tell a peak from a line, few enough to render
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +76,70 @@ class Dataset(ABC):
     @abstractmethod
     def pairs(self, factor: str, n: int, seed: int = 0, propagate: bool = True) -> Pairs:
         """n pairs of images that differ by an intervention on one factor, oriented low -> high."""
+
+    def pairs_by_factor(self, n: int, seed: int = 0, propagate: bool = False) -> dict[str, Pairs]:
+        """Pairs in every factor of the same n units of the world: what asks which units respond to which factor.
+
+        Args:
+            n: number of pairs in each factor.
+            seed: fixes the pairs.
+            propagate: as in `pairs`, but False here unless asked for: a unit that responds to a factor through the factor's
+                effects is then no unit of that factor.
+
+        Raises:
+            DataError: as `pairs`.
+
+        Example:
+            >>> import nnsight_vae as nv
+            >>> by_factor = nv.datasets.load("pendulum").pairs_by_factor(n=4)
+            >>> list(by_factor)
+            ['angle', 'light', 'shadow_length', 'shadow_position']
+        """
+        return {factor: self.pairs(factor, n, seed, propagate) for factor in self.factors}
+
+    def doses(
+        self,
+        factor: str,
+        n: int = 64,
+        values: Sequence[float] | None = None,
+        seed: int = 0,
+        propagate: bool = True,
+    ) -> Doses:
+        """The units of `sample(n, seed)`, each under `do(factor = v)` for every one of some values, with all noise shared.
+
+        Args:
+            factor: the factor that is set.
+            n: number of units of the world.
+            values: what it is set to; None: seven quantiles of its marginal, from 1/14 to 13/14 (fewer where it takes fewer
+                values).
+            seed: fixes the units.
+            propagate: True: descendants of the factor follow the SCM. False: all other factors keep the values of the sampled
+                image.
+
+        Returns: doses with the factor's standard deviation, and the sampled images as their reference.
+
+        Raises:
+            DataError: an unknown factor, one that takes one value only, values that cannot be drawn or are fewer than two, or
+                a data set without an SCM whose images do not show each value for the same other factors.
+        """
+        column = self._check_factor(factor)
+        marginal = self._marginal(column)
+        levels = dose_values(f"{self.name}.doses", factor, marginal, values)
+        batch = self.sample(n, seed)
+        held = {} if propagate else {name: batch.factors[:, j] for j, name in enumerate(self.factors)}
+        shown = [self.counterfactual(batch, **(held | {factor: level})).images for level in levels]
+        return Doses(
+            shown,
+            levels,
+            factor,
+            factor_sd=float(marginal.std()) or None,
+            reference=batch.images if n > 1 else None,
+            propagate=propagate,
+        )
+
+    def _marginal(self, column: int) -> Float[np.ndarray, " m"]:
+        """Draws of one factor from its observational marginal."""
+        return self.sample(1024).factors[:, column].numpy()
 
     @abstractmethod
     def _fit_readout(self, progress: Progress | None) -> Factors:
@@ -154,6 +222,32 @@ def check_count(what: str, n: int, most: int | None = None) -> None:
         raise DataError(f"{what}: n is {n!r}, expected a positive integer.")
     if most is not None and n > most:
         raise DataError(f"{what}: asked for n = {n}, but there are only {most}.")
+
+
+def dose_values(
+    what: str, factor: str, marginal: Float[np.ndarray, " m"], values: Sequence[float] | None
+) -> Float[np.ndarray, " dose"]:
+    """The values a factor is set to, rising: those asked for, or observed ones at evenly spaced quantiles.
+
+    Raises:
+        DataError: values that are not finite numbers, or fewer than two different ones.
+    """
+    if values is None:
+        levels = np.unique(marginal)
+        if len(levels) < 2:
+            raise DataError(f"{what}: {factor!r} takes one value only, so nothing can respond to it.")
+        if len(levels) > _DOSES:
+            quantiles = (np.arange(_DOSES) + 0.5) / _DOSES
+            found = np.unique(np.quantile(marginal, quantiles, method="inverted_cdf"))
+            levels = found if len(found) > 1 else levels[[0, -1]]  # one value may fill all quantiles
+        return levels
+    try:
+        levels = np.unique(np.asarray(values, dtype=np.float64))
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{what}: values of {factor!r} are not numbers: {error}.") from error
+    if len(levels) < 2 or not np.isfinite(levels).all():
+        raise DataError(f"{what}: values of {factor!r} are {values!r}, expected two or more different finite numbers.")
+    return levels
 
 
 def as_images(u8: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:

@@ -167,6 +167,9 @@ class Procedural(Dataset):
             propagate=propagate,
         )
 
+    def _marginal(self, column: int) -> np.ndarray:
+        return self.scm.sample(10_000, np.random.default_rng(0))[0][:, column]  # no image is drawn
+
     def _independent(self, n: int, seed: int) -> np.ndarray:
         rng = np.random.default_rng(seed)
         return np.stack([self.scm.sample(n, rng)[0][:, column] for column in range(len(self.factors))], axis=1)

@@ -2,87 +2,149 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from nnsight_vae.arguments import require
 from nnsight_vae.effects import Effects
-from nnsight_vae.engine import checked_batch, example_chunks
-from nnsight_vae.levels.units import default_sites, selected_units
+from nnsight_vae.engine import checked_batch
+from nnsight_vae.errors import DataError
+from nnsight_vae.levels.answers import (
+    Block,
+    Scale,
+    UnitMeans,
+    answers,
+    joined,
+    reference_means,
+    unit_blocks,
+)
 from nnsight_vae.pairs import Pairs
-from nnsight_vae.provenance import provenance
-from nnsight_vae.runs import clean_run
+from nnsight_vae.provenance import pairs_record, provenance
 from nnsight_vae.sites import Key
 from nnsight_vae.vae import VAE
 
 
-def manipulate_inputs(vae: VAE, pairs: Pairs, sites: Sequence[Key] | None = None) -> Effects:
-    """How much each unit answers when one factor is changed in the data.
+def manipulate_inputs(
+    vae: VAE,
+    pairs: Pairs | Mapping[str, Pairs],
+    sites: Sequence[Key] | None = None,
+    *,
+    reference: Float[Tensor, "m *image"] | None = None,
+) -> Effects:
+    """How much each unit answers when a factor is changed in the data, for one factor or for several side by side.
 
-    change_u = [a_u(source) - a_u(base)] / sd(a_u), a_u averaged over positions, sd over the base and source runs. Units that
-    never vary have change 0. In the result's `parts`, `"norm"` holds the root mean square over positions of the same difference,
-    which also sees changes that cancel over positions; it cannot be negative, so read its size, not its p-value.
+    change_u = [a_u(source) - a_u(base)] / sd(a_u), a_u averaged over positions. Each unit has one sd for all factors, so its
+    changes can be compared. Units that never vary have change 0. In the result's `parts`, `"norm"` holds the root mean square
+    over positions of the same difference, which also sees changes that cancel over positions; it cannot be negative, so read
+    its size, not its p-value.
+
+    The sd is over the base and source runs of all pairs together. For pairs of a data set's root factors that is the
+    observational sd, for the lower and the higher of two draws together are distributed as the draws. Where pairs are made
+    otherwise (a large shift, extreme values) the change is part of its own unit and its mean cannot exceed 2: give a `reference`.
 
     Args:
         vae: the model.
-        pairs: base and source inputs that differ by do(factor); reparameterisation noise is shared.
+        pairs: base and source inputs that differ by do(factor); reparameterisation noise is shared. A mapping factor -> pairs
+            (`data.pairs_by_factor(n)`) answers which units respond to which factor; row i of all of them is one unit of the
+            world, with equal `groups`.
         sites: which units; by default those of every linear and convolutional layer and of the latent.
+        reference: an observational sample of inputs, hundreds of them, over which sd(a_u) is taken instead. Where the pairs
+            carry noise, it is run on noise of its own (seed 0).
 
-    Returns: `Effects` [unit, 1, pair] with target `"change"`, in standard deviations of the unit.
+    Returns: `Effects` [unit, factor, pair], in standard deviations of the unit; for pairs that are not in a mapping, the one
+        target is `"change"`. Its `significant()` controls the false discovery rate over units x factors.
 
     Raises:
-        SiteError, DataError: unknown sites; pairs this model cannot run.
+        SiteError, DataError: unknown sites; pairs this model cannot run; several factors whose pairs are not of the same
+            units of the world.
+
+    Warns:
+        NnsightVaeWarning: a unit varies in the pairs but not over the reference.
 
     Source: input intervention of Roy 2025, arXiv 2505.03530, standardised per unit.
 
     Example:
-        >>> import nnsight_vae as nv
+        >>> import torch, nnsight_vae as nv
         >>> from nnsight_vae.models import MLPVAE
         >>> vae = nv.VAE(MLPVAE(image_shape=(1, 8, 8), latent=3))
         >>> pairs = nv.Pairs(torch.rand(12, 1, 8, 8), torch.rand(12, 1, 8, 8))
         >>> manipulate_inputs(vae, pairs, sites=["latent.mu"]).units
         ('latent.mu[0]', 'latent.mu[1]', 'latent.mu[2]')
+        >>> manipulate_inputs(vae, {"size": pairs, "shade": pairs.reversed()}, sites=["latent.mu"]).targets
+        ('size', 'shade')
     """
-    require(vae, pairs)
+    by_factor = pairs if isinstance(pairs, Mapping) else {"change": pairs}
+    for each in by_factor.values():
+        require(vae, each)
+    _refuse_different_worlds(by_factor)
+    names, blocks = unit_blocks(vae, sites)
+    first = next(iter(by_factor.values()))
+    usual = reference_means(vae, reference, first.eps, blocks)
+    runs = [_run(vae, each, blocks) for each in by_factor.values()]
+    shown = [means for run in runs for means in (run.base, run.source)]
+    scale = Scale.of(shown, usual, names, first.base.dtype)
+    record = provenance(vae, unit="standard deviations of the unit", scale=scale.record)
+    record["pairs"] = _pairs_record(pairs)
+    groups, source_groups = first.cluster_ids
+
+    def effects(changes: Sequence[np.ndarray], estimand: str, **more: Effects) -> Effects:
+        values = scale.standardised(np.stack(changes, axis=1))
+        described = tuple(by_factor), estimand, groups, record, dict(more)
+        return Effects(values, names, *described, source_groups=source_groups)
+
+    size = effects([run.norm for run in runs], "RMS change under do(factor)")
+    changes = [run.source.values - run.base.values for run in runs]
+    return effects(changes, "mean change under do(factor)", norm=size)
+
+
+class _Run(NamedTuple):
+    """Answers to base and source, and the root mean square over positions of their difference."""
+
+    base: UnitMeans
+    source: UnitMeans
+    norm: Float[np.ndarray, "unit pair"]
+
+
+def _run(vae: VAE, pairs: Pairs, blocks: Sequence[Block]) -> _Run:
     base, eps = checked_batch(vae, pairs.base, pairs.eps)
-    source, _ = checked_batch(vae, pairs.source, pairs.eps)
-    units = selected_units(vae, sites if sites is not None else default_sites(vae))
-    names = list(dict.fromkeys(unit.site for unit in units))
-    columns = {name: [unit.index for unit in units if unit.site == name] for name in names}
-    parts: dict[str, list[Tensor]] = {"base": [], "source": [], "norm": []}
-    with torch.no_grad():
-        for rows in example_chunks(vae, base):
-            shared = None if eps is None else eps[rows]
-            runs = [_positions_last(vae, x[rows], shared, columns) for x in (base, source)]
-            parts["base"].append(torch.cat([a.mean(-1) for a in runs[0].values()], dim=1))
-            parts["source"].append(torch.cat([a.mean(-1) for a in runs[1].values()], dim=1))
-            parts["norm"].append(torch.cat([(runs[1][n] - runs[0][n]).square().mean(-1).sqrt() for n in names], dim=1))
-    before, after, norm = (torch.cat(parts[key]).double().cpu().numpy().T for key in ("base", "source", "norm"))
-    spread = np.concatenate([before, after], axis=1).std(axis=1, keepdims=True)
-    # Rounding alone gives a constant unit a spread of about 1e-8; such a unit does not answer.
-    alive = spread > 1e-7 * (1.0 + np.abs(before).mean(axis=1, keepdims=True))
-    ordered = [f"{name}[{index}]" for name in names for index in columns[name]]
-    groups, source_groups = pairs.cluster_ids
-    record = provenance(vae, pairs, unit="standard deviations of the unit")
-
-    def effects(change: np.ndarray, estimand: str, **more: Effects) -> Effects:
-        scaled = np.divide(change, spread, out=np.zeros_like(change), where=alive)
-        names = tuple(ordered), ("change",)
-        return Effects(scaled[:, None, :], *names, estimand, groups, record, dict(more), source_groups=source_groups)
-
-    size = effects(norm, "RMS change under do(factor)")
-    return effects(after - before, "mean change under do(factor)", norm=size)
+    source, _ = checked_batch(vae, pairs.source, None)
+    before, after = (UnitMeans.empty(blocks, len(pairs)) for _ in range(2))
+    norm = np.empty_like(before.values)
+    both = zip(answers(vae, base, eps, blocks), answers(vae, source, eps, blocks), strict=True)
+    for (rows, at_base), (_, at_source) in both:
+        before.put(rows, at_base)
+        after.put(rows, at_source)
+        changes = [s.values - b.values for b, s in zip(at_base, at_source, strict=True)]
+        norm[:, rows] = joined([change.square().mean(-1).sqrt() for change in changes])
+    return _Run(before, after, norm)
 
 
-def _positions_last(vae: VAE, x: Tensor, eps: Tensor | None, columns: dict[str, list[int]]) -> dict[str, Tensor]:
-    """Site -> activations of the wanted units, `[n, units, positions]`."""
-    layout = vae.layout(x)
-    clean = clean_run(vae, x, eps, paths={layout.paths[name] for name in columns})
-    found = {}
-    for name, wanted in columns.items():
-        activation = clean.at(name).movedim(layout.sites[name].axis, 1)[:, wanted]
-        found[name] = activation.reshape(*activation.shape[:2], -1)
-    return found
+def _refuse_different_worlds(by_factor: Mapping[str, Pairs]) -> None:
+    """Pair i of every factor must be of one unit of the world, or tests over pairs would treat strangers as kin."""
+    if not by_factor:
+        raise DataError("no pairs given; expected Pairs, or {factor: Pairs} such as data.pairs_by_factor(n=256).")
+    (name, first), *others = by_factor.items()
+    for other, pairs in others:
+        if len(pairs) != len(first) or not _equal(first.cluster_ids, pairs.cluster_ids):
+            raise DataError(
+                f"pairs of {name!r} and {other!r} are not of the same units of the world: {len(first)} and {len(pairs)} "
+                "pairs, and their groups must agree row by row. Make them with data.pairs_by_factor(n), or call once a factor."
+            )
+        if (pairs.eps is None) != (first.eps is None):
+            raise DataError(f"pairs of {name!r} and {other!r} must both carry noise (eps), or neither.")
+
+
+def _equal(one: tuple[np.ndarray | None, ...], other: tuple[np.ndarray | None, ...]) -> bool:
+    return all(
+        np.array_equal(a, b) if a is not None and b is not None else a is b for a, b in zip(one, other, strict=True)
+    )
+
+
+def _pairs_record(pairs: Pairs | Mapping[str, Pairs]) -> dict[str, Any]:
+    if isinstance(pairs, Pairs):
+        return pairs_record(pairs)
+    return {factor: pairs_record(each) for factor, each in pairs.items()}

@@ -13,6 +13,8 @@ from .adapters.adapt import adapt as adapt
 from .circuits.export import export as export, read_circuit as read_circuit
 from .circuits.scores import score_edges as score_edges
 from .circuits.search import extract_circuit as extract_circuit
+from .dose_result import DoseResponse as DoseResponse
+from .doses import Doses as Doses
 from .effects import Effects as Effects
 from .engine import Output as Output, intervene as intervene
 from .errors import (
@@ -37,6 +39,7 @@ from .interventions import (
     Swap as Swap,
     Zero as Zero,
 )
+from .levels.doses import dose_response as dose_response
 from .levels.inputs import manipulate_inputs as manipulate_inputs
 from .levels.latent_metrics import latent_metrics as latent_metrics
 from .levels.latents import perturb_latents as perturb_latents

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -13,13 +13,14 @@ from torch import Tensor
 from nnsight_vae.arguments import require, require_readout
 from nnsight_vae.donors import Donors, Joint
 from nnsight_vae.errors import InterventionError, ReadoutError
+from nnsight_vae.groups import Block, Group, by_sites
 from nnsight_vae.inputs import require_noise
 from nnsight_vae.interventions import Intervention
 from nnsight_vae.readouts import Readout, reads as reads_of
-from nnsight_vae.runs import clean_run, needed_for, replace_event, run_from, start_for, trace_events
+from nnsight_vae.runs import CleanRun, clean_run, needed_for, replace_event, run_from, trace_events
 from nnsight_vae.sites import Key
 from nnsight_vae.vae import VAE
-from nnsight_vae.writes import writes_of
+from nnsight_vae.writes import Rows, writes_of
 
 # Larger activations fall out of the allocator's reuse and page-fault on CPU; smaller ones waste per-trace overhead.
 CHUNK_BYTES = 8 * 2**20
@@ -74,7 +75,7 @@ def intervene(
         return lambda: kept.__setitem__(path, vae.envoy_at(path).output)
 
     with torch.no_grad():
-        writes = writes_of(layout, [joint], donors.rows(slice(0, n)), n)
+        writes = writes_of(layout, [joint], donors.rows(slice(0, n)), Rows.every(n))
         events = [(firings[path].finished, replace_event(vae, path, write)) for path, write in writes.items()]
         paths = ("tap_output", "latent.mu", "latent.logvar", "latent.z")
         events += [
@@ -117,25 +118,51 @@ def run_interventions(
     x, eps = checked_batch(vae, x, eps)
     joints = [_joint(vae, entry) for entry in plan]
     donors = Donors(vae, joints, x, eps)
-    layout, reads = vae.layout(x), reads_of(read)
     result = x.new_empty(len(joints), len(x), len(read.names))
-    groups = [_Group.of(vae, x, joints, members, reads) for members in _by_sites(joints)]
-    until = max((needed_for(vae, x, group.start) for group in groups), default=-1)
+    if not joints:
+        return result
     with torch.no_grad():
+        groups = [Group.of(vae, x, eps, joints, members, reads_of(read)) for members in by_sites(joints)]
+        until = max(group.until for group in groups)
+        latest = max((group.start for group in groups), key=lambda start: needed_for(vae, x, start))
         for rows in example_chunks(vae, x):
             clean = clean_run(vae, x[rows], None if eps is None else eps[rows], until=until)
+            sweep = _Sweep(clean, read, latest)
             resolved = donors.rows(rows)
             for group in groups:
-                for chunk in group.chunks(len(clean)):
-                    writes = writes_of(layout, [joints[m] for m in chunk], resolved, len(clean))
-                    values = run_from(clean, group.start, len(chunk), writes, read, reads)
-                    values = _reduced(values, read, len(chunk), len(clean))
-                    result = result.to(values.dtype)  # a readout may compute in more digits than the model
-                    result[chunk, rows] = values
-                    if progress is not None:
-                        progress(len(chunk) * len(clean))
+                for block in group.blocks(clean, resolved, CHUNK_BYTES):
+                    for members, examples, values in sweep.results(group.start, block):
+                        result = result.to(values.dtype)  # a readout may compute in more digits than the model
+                        result[members, rows.start + examples] = values
+                        if progress is not None:
+                            progress(len(values))
     _refuse_nonfinite(result, joints)
     return result
+
+
+class _Sweep:
+    """The runs on one chunk of examples."""
+
+    def __init__(self, clean: CleanRun, read: Readout, latest: str | None) -> None:
+        self.clean, self.read, self.reads, self.latest = clean, read, reads_of(read), latest
+
+    @cached_property
+    def unchanged(self) -> Float[Tensor, "n target"]:
+        """The readout of the clean run, which was kept up to the latest start."""
+        return _reduced(run_from(self.clean, self.latest, None, {}, self.read, self.reads), self.read, len(self.clean))
+
+    def results(self, start: str | None, block: Block) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Positions in the plan, examples of the chunk and readout of rows of a block, few enough at a time to fit."""
+        plan = torch.tensor(block.members, device=block.alive.device)
+        dead = Rows(*(~block.alive).nonzero(as_tuple=True))
+        if len(dead.members):
+            yield plan[dead.members], dead.examples, self.unchanged[dead.examples]
+        alive = Rows(*block.alive.nonzero(as_tuple=True))
+        parts = -(-len(alive.members) // row_capacity(self.clean.vae, self.clean.x, start))
+        for members, examples in zip(*(index.tensor_split(parts) for index in alive), strict=True) if parts else ():
+            rows = Rows(members, examples)
+            values = run_from(self.clean, start, examples, block.writes(rows), self.read, self.reads)
+            yield plan[members], examples, _reduced(values, self.read, len(examples))
 
 
 def baseline(
@@ -149,7 +176,7 @@ def baseline(
     with torch.no_grad():
         for rows in example_chunks(vae, x):
             clean = clean_run(vae, x[rows], None if eps is None else eps[rows], paths=[path])
-            parts.append(_reduced(read(clean.outputs[path]), read, 1, len(clean))[0])
+            parts.append(_reduced(read(clean.outputs[path]), read, len(clean)))
     return torch.cat(parts)
 
 
@@ -198,67 +225,28 @@ def _joint(vae: VAE, interventions: Mapping[K, Intervention]) -> Joint:
     return joint
 
 
-def _by_sites(joints: Sequence[Joint]) -> list[list[int]]:
-    """Positions in the plan whose interventions touch the same sites, so that they can share traces."""
-    groups: dict[tuple[str, ...], list[int]] = {}
-    for i, joint in enumerate(joints):
-        groups.setdefault(tuple(sorted({selection.site for selection in joint})), []).append(i)
-    return list(groups.values())
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Interventions that share their sites, and so where their runs start.
-
-    Attributes:
-        members: their positions in the plan.
-        start: path of the module the batch grows at; None is the input.
-        capacity: rows that fit below that point.
-    """
-
-    members: list[int]
-    start: str | None
-    capacity: int
-
-    @classmethod
-    def of(cls, vae: VAE, x: Tensor, joints: Sequence[Joint], members: list[int], reads: str) -> _Group:
-        layout = vae.layout(x)
-        sites = sorted((selection.site for selection in joints[members[0]]), key=layout.sites.order)
-        if layout.sites.order(sites[-1]) > layout.sites.order(reads):
-            raise InterventionError(
-                f"the readout reads {reads!r}, which comes before {sites[-1]!r}; nothing there can change it."
-            )
-        start = start_for(vae, x, layout.paths[sites[0]], reads)
-        begin = -1 if start is None else layout.firings[start].finished
-        largest = max(_row_bytes(f.shape, x) for f in layout.firings.values() if f.shape and f.finished >= begin)
-        return cls(members, start, max(MIN_ROWS, CHUNK_BYTES // largest))
-
-    def chunks(self, n: int) -> Iterator[list[int]]:
-        """Members that run together on n examples."""
-        step = max(1, self.capacity // n)
-        for i in range(0, len(self.members), step):
-            yield self.members[i : i + step]
-
-
 def example_chunks(vae: VAE, x: Tensor) -> list[slice]:
     """Slices of a batch whose largest activation stays within `CHUNK_BYTES`."""
-    largest = max(_row_bytes(f.shape, x) for f in vae.layout(x).firings.values() if f.shape)
-    step = max(MIN_ROWS, CHUNK_BYTES // largest)
+    step = row_capacity(vae, x, None)
     return [slice(i, min(i + step, len(x))) for i in range(0, len(x), step)]
 
 
-def _row_bytes(shape: tuple[int, ...], x: Tensor) -> int:
-    return int(torch.Size(shape[1:]).numel()) * x.element_size()
+def row_capacity(vae: VAE, x: Tensor, start: str | None) -> int:
+    """Rows whose largest activation from a module on (None: the input) stays within `CHUNK_BYTES`."""
+    firings = vae.layout(x).firings
+    begin = -1 if start is None else firings[start].finished
+    sizes = [torch.Size(f.shape[1:]).numel() for f in firings.values() if f.shape and f.finished >= begin]
+    return max(MIN_ROWS, CHUNK_BYTES // (max(sizes) * x.element_size()))
 
 
-def _reduced(values: Tensor, read: Readout, copies: int, n: int) -> Tensor:
-    expected = (copies * n, len(read.names))
+def _reduced(values: Tensor, read: Readout, rows: int) -> Float[Tensor, "rows target"]:
+    expected = (rows, len(read.names))
     if not isinstance(values, Tensor) or tuple(values.shape) != expected:
         got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise ReadoutError(
             f"the readout {type(read).__name__} returned {got}, expected {expected}: one number an example and name."
         )
-    return values.detach().view(copies, n, -1)
+    return values.detach()
 
 
 def _refuse_nonfinite(result: Tensor, joints: Sequence[Joint]) -> None:

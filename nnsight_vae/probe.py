@@ -32,6 +32,10 @@ class Firing:
         returned: what it returned, in words.
         rewritten: its output was changed in place by what came after it.
         shared: a module that finished later returned the same memory (an identity, a view, a container's last child).
+        source: path of the module without children whose output, as it was made, is this one's input; None where code in between
+            made the input. Functions that view or rewrite the memory in place go unseen.
+        taken: shape of its input `[rows, ...]`, or None where it did not take one tensor first.
+        passes: it returned the memory it took in: an identity, a reshape.
     """
 
     path: str
@@ -43,6 +47,9 @@ class Firing:
     returned: str = "nothing"
     rewritten: bool = False
     shared: bool = False
+    source: str | None = None
+    taken: tuple[int, ...] | None = None
+    passes: bool = False
     _kept: tuple[Tensor, int] | None = field(default=None, repr=False)
 
     @property
@@ -103,11 +110,16 @@ def random_state_kept(device: torch.device) -> AbstractContextManager[None]:
 def recording(root: nn.Module, firings: dict[nn.Module, Firing], clock: Iterator[int]) -> Iterator[None]:
     """Temporary forward hooks that fill `firings`; removed on exit."""
     handles = []
+    makers: dict[
+        tuple[int, int], str
+    ] = {}  # memory and size of an output -> path of the module without children that made it
     for path, module in root.named_modules():
 
         def before(module: nn.Module, args: Any, path: str = path) -> None:
             if module not in firings:
                 firings[module] = Firing(path, module, started=next(clock))
+            if args and isinstance(args[0], Tensor) and args[0].layout is torch.strided:
+                firings[module].source, firings[module].taken = makers.get(_memory(args[0])), tuple(args[0].shape)
 
         def after(module: nn.Module, args: Any, output: Any) -> None:
             firing = firings[module]
@@ -117,6 +129,9 @@ def recording(root: nn.Module, firings: dict[nn.Module, Firing], clock: Iterator
             if isinstance(output, Tensor) and output.layout is torch.strided:
                 firing.returned = f"a {output.dtype} tensor of shape {tuple(output.shape)} for {ROWS} examples"
                 firing._kept = (output, output._version)
+                firing.passes = bool(args) and isinstance(args[0], Tensor) and _memory(args[0]) == _memory(output)
+                if next(module.children(), None) is None:
+                    makers[_memory(output)] = firing.path
                 if output.is_floating_point() and output.ndim >= 2 and len(output) == ROWS:
                     firing.shape = tuple(output.shape)
 
@@ -126,6 +141,10 @@ def recording(root: nn.Module, firings: dict[nn.Module, Firing], clock: Iterator
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _memory(tensor: Tensor) -> tuple[int, int]:
+    return tensor.data_ptr(), tensor.numel()
 
 
 def zeros_like_input(model: nn.Module, shape: tuple[int, ...]) -> Tensor:

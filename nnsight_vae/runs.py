@@ -1,8 +1,8 @@
 """Runs of a VAE inside nnsight traces: a clean run remembered site by site, and runs that start again at any site.
 
 A run that starts at a site skips every module that had finished by then and hands on what those modules returned in the clean
-run. Only the suffix below the site is computed, and the batch may *grow* at the site: n examples go in, K copies of them come
-out, each copy with its own intervention.
+run. Only the suffix below the site is computed, and the batch may *grow* at the site: n examples go in, any rows of them come
+out, each as often as there are interventions to try on it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from nnsight_vae.layout import Layout
@@ -84,34 +84,34 @@ def clean_run(
 def run_from(
     clean: CleanRun,
     start: str | None,
-    copies: int,
+    rows: Int[Tensor, " r"] | None,
     writes: dict[str, Write],
     read: Callable[[Tensor], Tensor],
     reads: str = "output",
 ) -> Tensor:
-    """Run the suffix below a module on `copies` copies of a clean run's examples.
+    """Run the suffix below a module on some rows of a clean run.
 
     Args:
         clean: the run to start from, kept at least as far as `needed_for(vae, x, start)`.
-        start: path of the module to start at: its remembered output is repeated, written to, and handed on. A path in the
+        start: path of the module to start at: the rows of its remembered output are written to and handed on. A path in the
             posterior taps starts at the posterior; None starts at the input.
-        copies: K; rows are ordered copy by copy, `[K * n, ...]`.
-        writes: module path -> function from the activation `[K * n, ...]` to what replaces it.
+        rows: the example of each row that runs, in any order and as often as wanted; None is every example once.
+        writes: module path -> function from the activation `[r, ...]` to what replaces it; it may write in place.
         read: reduces the tensor at `reads` to numbers, inside the trace, so that no large activation is kept.
         reads: the site that is read; one before `latent.z` is read without running the decoder.
 
     Returns: what `read` returned.
     """
     vae, firings = clean.vae, clean.vae.layout(clean.x).firings
-    fn, inputs, first = _entry(clean, start, copies, reads)
+    fn, inputs, first = _entry(clean, start, rows, reads)
     begun = firings[first].started
     writes = dict(writes)
     if fn == "__call__" and clean.eps is not None:
-        _chain_first(writes, "latent.eps", lambda value: repeat(clean.eps, copies))  # type: ignore[arg-type]
+        _chain_first(writes, "latent.eps", lambda value: taken(clean.eps, rows))  # type: ignore[arg-type]
     events: list[Event] = []
     reached = begun
     if start is not None and fn != "decode_posterior":
-        grown = writes.pop(start, lambda value: value)(repeat(clean.outputs[start], copies))
+        grown = writes.pop(start, lambda value: value)(taken(clean.outputs[start], rows))
         reached = firings[start].finished
         for firing in _finished_by(firings, begun, reached):
             value = grown if firing.path == start else clean.outputs[firing.path]
@@ -125,8 +125,13 @@ def run_from(
     return result[0]
 
 
+def taken(tensor: Tensor, rows: Tensor | None) -> Tensor:
+    """Some rows of a remembered activation. Always a copy: a view would let a patch corrupt what is remembered."""
+    return tensor.clone() if rows is None else tensor.index_select(0, rows)
+
+
 def repeat(tensor: Tensor, copies: int) -> Tensor:
-    """K copies along the batch axis. Always a copy: a view would let a patch corrupt the remembered activation."""
+    """K copies along the batch axis."""
     return tensor.repeat(copies, *([1] * (tensor.ndim - 1)))
 
 
@@ -166,7 +171,9 @@ def _grows(vae: VAE, x: Tensor, firing: Firing, reads: str) -> bool:
         small = clean_run(vae, repeat(x[:1], 2))
         expected = repeat(small.at(reads), 2)
         try:
-            grown = run_from(small, firing.path, 2, {}, lambda value: value, reads)
+            grown = run_from(
+                small, firing.path, torch.arange(2, device=x.device).repeat(2), {}, lambda value: value, reads
+            )
         except Exception:  # whatever the model's own code makes of a batch that grew on one branch only
             cache[key] = False
         else:
@@ -174,14 +181,14 @@ def _grows(vae: VAE, x: Tensor, firing: Firing, reads: str) -> bool:
     return cache[key]
 
 
-def _entry(clean: CleanRun, start: str | None, copies: int, reads: str) -> tuple[str, Sequence[Tensor], str]:
+def _entry(clean: CleanRun, start: str | None, rows: Tensor | None, reads: str) -> tuple[str, Sequence[Tensor], str]:
     """Which of the wrapper's functions the run calls, on what, and the first module that fires in it."""
     layout = clean.vae.layout(clean.x)
     firings, decodes = layout.firings, _decodes(layout, reads)
     if start is None:
-        return ("__call__" if decodes else "encode"), (repeat(clean.x, copies),), "tap_input"
+        return ("__call__" if decodes else "encode"), (taken(clean.x, rows),), "tap_input"
     if start in _POSTERIOR and decodes:
-        posterior = [repeat(clean.outputs[path], copies) for path in _POSTERIOR]
+        posterior = [taken(clean.outputs[path], rows) for path in _POSTERIOR]
         return "decode_posterior", posterior, "latent.mu"
     if firings[start].finished >= firings["latent.z"].finished:
         return "decode", (clean.outputs["latent.z"],), "latent.z"

@@ -26,6 +26,7 @@ from nnsight_vae.wrapped import Wrapped
 
 if TYPE_CHECKING:
     from nnsight_vae.adapters import Adapter
+    from nnsight_vae.routes import Route
 
 
 class VAE(NNsight):
@@ -75,6 +76,7 @@ class VAE(NNsight):
         self._shape: tuple[int, ...] | None = None
         self._parameter = next((p for p in module.parameters() if p.is_floating_point()), None)
         self._growable: dict[tuple[tuple[int, ...], str], bool] = {}  # filled by runs.start_for
+        self._routes: dict[tuple[tuple[int, ...], str, bool], Route] = {}  # filled by routes.route_for
         self._hold = Hold(self, module)
         try:
             self._wrap(module, adapter, example)

@@ -15,7 +15,7 @@ from nnsight_vae.probe import zeros_like_input
 from nnsight_vae.runs import Write
 from nnsight_vae.sites import Key, Selection
 from nnsight_vae.vae import VAE
-from nnsight_vae.writes import writes_of
+from nnsight_vae.writes import Rows, writes_of
 
 
 class FixedInterventions:
@@ -67,7 +67,7 @@ class FixedInterventions:
         def resolved(selection: Selection, _: Intervention) -> Replacement:
             return replacements[selection]
 
-        return writes_of(self._vae.layout(), [self._joint], resolved, count)
+        return writes_of(self._vae.layout(), [self._joint], resolved, Rows.every(count))
 
     def _of_rows(self, selection: Selection, replacement: Replacement, rows: Tensor | None) -> Replacement:
         shift = replacement.shift

@@ -90,7 +90,7 @@ class Scorer:
         def through(points: list[Tensor]) -> Tensor:
             writes: dict[str, Write] = {path: _write(point) for path, point in zip(column.paths, points, strict=True)}
             reads = run.chain.reads
-            return run_from(run.base, column.paths[0], 1, writes, lambda out: read(self.readout, out), reads)
+            return run_from(run.base, column.paths[0], None, writes, lambda out: read(self.readout, out), reads)
 
         return path_gradients(starts, changes, through, self.rule, self._known_total(run))
 
@@ -161,7 +161,8 @@ class Scorer:
                 ):
                     patched = torch.cat([p + _only(d, axis, owners, v) for v in cut.ends[chunk, 1].tolist()])
                     writes[path] = _write(patched)
-                values = run_from(run.base, start, len(chunk), writes, lambda out: read(self.readout, out), chain.reads)
+                rows = torch.arange(len(run), device=unpatched.device).repeat(len(chunk))
+                values = run_from(run.base, start, rows, writes, lambda out: read(self.readout, out), chain.reads)
                 result[chunk] = (values.unflatten(0, (len(chunk), len(run))) - unpatched).transpose(1, 2)
         return result
 

@@ -1,59 +1,89 @@
-"""Activation level: move one unit's activation between the two runs of a pair, and read what changes."""
+"""Activation level: change one unit's activation at a time, and read what that does."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from torch import Tensor
+import torch
 
 from nnsight_vae.arguments import require
 from nnsight_vae.effects import Effects
-from nnsight_vae.engine import baseline, run_interventions
-from nnsight_vae.errors import InterventionError
-from nnsight_vae.interventions import Swap
-from nnsight_vae.levels.units import default_sites, selected_units
+from nnsight_vae.engine import baseline
+from nnsight_vae.errors import InterventionError, NnsightVaeWarning
+from nnsight_vae.interventions import Intervention, Mean, Noise, Resample, Set, Swap, Zero
+from nnsight_vae.levels.through import Level, Through, levels_of, require_before, run_through, runs_of
+from nnsight_vae.levels.units import Per, default_sites, experiments
 from nnsight_vae.pairs import Pairs
 from nnsight_vae.progress import progress_bar
 from nnsight_vae.provenance import provenance
-from nnsight_vae.readouts import Readout
+from nnsight_vae.readouts import Readout, reads
 from nnsight_vae.sites import Key
 from nnsight_vae.vae import VAE
 
 Direction = Literal["both", "noising", "denoising"]
+Ablation = Literal["zero", "mean", "resample"] | Zero | Mean | Resample | Noise | Set
+
+_LARGE = 4 * 2**30  # bytes of effects above which the caller is told
 
 
 def patch_activations(
     vae: VAE,
     pairs: Pairs,
-    sites: Sequence[Key] | None = None,
+    sites: Sequence[Key | tuple[Key, ...]] | Key | None = None,
     *,
     readout: Readout,
     direction: Direction = "both",
+    per: Per = "unit",
+    ablation: Ablation | None = None,
+    through: Through | None = None,
     progress: bool | None = None,
 ) -> Effects:
-    """The effect of each unit, from patching it alone between base and source runs.
+    """The effect of each unit, from patching it alone between base and source runs, or from ablating it.
 
     noising    N_u = Y(base; a_u <- a_u(source)) - Y(base)       (pure natural indirect effect, PNIE)
     denoising  D_u = Y(source) - Y(source; a_u <- a_u(base))     (total natural indirect effect, TNIE)
     both       (N_u + D_u) / 2, with the two in the result's `parts`; they differ by the interaction of u with the rest.
 
+    An ablation puts its own value v in the place of the other run's activation, in the same two formulas: N_u = Y(base; a_u <- v)
+    - Y(base), D_u = Y(source) - Y(source; a_u <- v). Their mean is then half of what patching gives in a linear model, whatever
+    v is; ask for one direction to see what the model does without u.
+
+    `through` lets only what passes through named units reach the readout. With M*(u) = M(base; a_u <- a_u(source)), what u
+    makes of the units M further down, N_u = Y(base; M <- M*(u)) - Y(base), and in the same way for D_u: two passes each.
+
     Args:
         vae: the model.
         pairs: base and source inputs; noise is shared between all runs of a pair.
-        sites: keys such as `"encoder.4"`, `"latent.z[3]"`, `"decoder.2[0:8]"`; each unit is patched alone. By default every unit
-            of every linear and convolutional layer and of `latent.z`.
-        readout: what is measured, e.g. `data.readout()`.
+        sites: keys such as `"encoder.4"`, `"latent.z[3]"`, `"decoder.2[0:8]"`, `"decoder.2[1]@3,4"`; a tuple of keys in the list is
+            one set, patched together. By default every linear and convolutional layer and `latent.z`, as far as they come before
+            what is read.
+        readout: what is measured, e.g. `data.readout()`. Every target of every pair is kept, 8 bytes an experiment, target and
+            pair, three times for both directions: all pixels of a 64 x 64 RGB image for 500 units and 256 pairs are 35 GB.
+            Narrow such a readout (`readout[names]`, `nv.readouts.Region`) or the sites.
         direction: `"both"`, `"noising"` or `"denoising"`.
+        per: what one experiment patches: `"unit"` each unit alone, `"site"` each key as a whole, `"position"` all units of a key
+            at one position.
+        ablation: `"zero"`, `"mean"` or `"resample"` (over base and source images of all pairs), or `nv.Zero()`,
+            `nv.Mean(reference)`, `nv.Resample(reference, seed)`, `nv.Noise(sd, seed)`, `nv.Set(value)`. Under noise a mean is that
+            of the noisy activations. Resampling and noise draw once an example: their spread is part of the effects'.
+        through: the units an effect may pass, all downstream of what is patched: a list of keys, or a list of such lists for a
+            path through one level after the other.
         progress: show a bar; by default on an interactive terminal.
 
-    Returns: `Effects` [unit, target, pair], in units of the readout.
+    Returns: `Effects` [experiment, target, pair], in units of the readout; the estimand names direction, ablation and path.
+        A pair of two identical inputs has effect 0 (of patching), not one of rounding.
 
     Raises:
-        SiteError, DataError, ReadoutError: before any work.
+        SiteError, InterventionError, DataError, ReadoutError: before any work.
 
-    Source: Vig et al. 2020, arXiv 2004.12265 (natural effects); Roy 2025, arXiv 2505.03530 (activation patching of VAEs).
+    Warns:
+        NnsightVaeWarning: the effects take more than 4 GiB.
+
+    Source: Vig et al. 2020, arXiv 2004.12265 (natural effects); Roy 2025, arXiv 2505.03530 (activation patching of VAEs);
+        Goldowsky-Dill et al. 2023, arXiv 2304.05969 (paths).
 
     Example:
         >>> import torch, nnsight_vae as nv
@@ -63,50 +93,91 @@ def patch_activations(
         >>> top = nv.readouts.Region({"top": (slice(0, 4), slice(0, 8))})
         >>> patch_activations(vae, pairs, ["latent.z"], readout=top).values.shape
         (3, 1, 12)
+        >>> one = patch_activations(vae, pairs, ["latent.mu[0]"], readout=top, ablation="mean", through=["latent.z"], direction="noising")
+        >>> one.estimand
+        'ablation (mean), noising, through latent.z'
     """
     if direction not in ("both", "noising", "denoising"):
         raise InterventionError(f"direction must be 'both', 'noising' or 'denoising', got {direction!r}.")
     require(vae, pairs, readout)
     vae.checked(pairs.base)
-    units = selected_units(vae, sites if sites is not None else default_sites(vae))
+    levels = levels_of(vae, through, readout)
+    named = experiments(vae, _sites_before(vae, levels, readout) if sites is None else sites, per)
+    for joint in named.values() if levels else ():
+        require_before(vae, joint, levels[0])
+    ablated = None if ablation is None else _ablation(ablation, pairs)
     wanted = ("noising", "denoising") if direction == "both" else (direction,)
+    _tell_if_large(len(named) * len(readout.names) * len(pairs), len(wanted))
     groups, source_groups = pairs.cluster_ids
-    estimands = {"noising": "PNIE (noising)", "denoising": "TNIE (denoising)"}
-    record = provenance(vae, pairs, readout, direction=direction)
+    names = _estimands(ablated, levels)
+    record = provenance(vae, pairs, readout, direction=direction, per=per, ablation=ablated and repr(ablated))
+
+    def effects(values: np.ndarray, estimand: str, parts: dict[str, Effects]) -> Effects:
+        return Effects(
+            values, tuple(named), tuple(readout.names), estimand, groups, record, parts, source_groups=source_groups
+        )
+
     parts: dict[str, Effects] = {}
-    with progress_bar("patching", len(wanted) * len(units) * len(pairs), progress) as advance:
-        for name in wanted:
-            receiver, donor, sign = (
-                (pairs.base, pairs.source, 1.0) if name == "noising" else (pairs.source, pairs.base, -1.0)
-            )
-            swap = Swap(donor)
-            patched = run_interventions(
-                vae, receiver, [{unit: swap} for unit in units], readout, eps=pairs.eps, progress=advance
-            )
-            change = sign * (patched - baseline(vae, receiver, readout, eps=pairs.eps))
-            parts[name] = Effects(
-                _unit_target_pair(change),
-                tuple(map(str, units)),
-                tuple(readout.names),
-                estimands[name],
-                groups,
-                record,
-                source_groups=source_groups,
-            )
+    with progress_bar("patching", len(wanted) * len(named) * len(pairs) * runs_of(levels), progress) as advance:
+        for way in wanted:
+            forth = way == "noising"
+            receiver, donor = (pairs.base, pairs.source) if forth else (pairs.source, pairs.base)
+            put = ablated or Swap(donor)
+            plan = [dict.fromkeys(joint, put) for joint in named.values()]
+            moved = run_through(vae, receiver, plan, levels, readout, eps=pairs.eps, progress=advance)
+            clean = baseline(vae, receiver, readout, eps=pairs.eps)
+            change = moved - clean if forth else clean - moved
+            if ablated is None:
+                change[:, (pairs.base == pairs.source).flatten(1).all(1).to(change.device)] = 0  # one run, not two
+            parts[way] = effects(change.double().cpu().numpy().transpose(0, 2, 1), names[way], {})
     if direction != "both":
         return parts[direction]
-    mean = (parts["noising"].values + parts["denoising"].values) / 2
-    return Effects(
-        mean,
-        tuple(map(str, units)),
-        tuple(readout.names),
-        "(PNIE + TNIE) / 2 (patching, both directions)",
-        groups,
-        record,
-        parts,
-        source_groups=source_groups,
+    return effects((parts["noising"].values + parts["denoising"].values) / 2, names["both"], parts)
+
+
+def _sites_before(vae: VAE, levels: Sequence[Level], readout: Readout) -> list[str]:
+    """The default sites from which an effect can reach the first level, or what is read."""
+    order = vae.sites.order
+    found = [name for name in default_sites(vae) if order(name) <= order(reads(readout))]
+    return [name for name in found if not levels or all(order(name) < order(each.site) for each in levels[0])]
+
+
+def _ablation(ablation: Ablation, pairs: Pairs) -> Intervention:
+    reference = torch.cat([pairs.base, pairs.source])
+    known: dict[str, Intervention] = {"zero": Zero(), "mean": Mean(reference), "resample": Resample(reference)}
+    if isinstance(ablation, str) and ablation in known:
+        return known[ablation]
+    if isinstance(ablation, Zero | Mean | Resample | Noise | Set):
+        return ablation
+    raise InterventionError(
+        f"ablation must be 'zero', 'mean' or 'resample', or nv.Zero(), nv.Mean(...), nv.Resample(...), nv.Noise(...) or "
+        f"nv.Set(...), got {ablation!r}."
     )
 
 
-def _unit_target_pair(change: Tensor) -> np.ndarray:
-    return change.double().cpu().numpy().transpose(0, 2, 1)
+def _estimands(ablated: Intervention | None, levels: Sequence[Level]) -> dict[str, str]:
+    """Direction -> what is estimated, in words."""
+    path = " -> ".join(" + ".join(map(str, level)) for level in levels)
+    passing = f", through {path}" if path else ""
+    if ablated is None:
+        names = {
+            "noising": "PNIE (noising)",
+            "denoising": "TNIE (denoising)",
+            "both": "(PNIE + TNIE) / 2 (patching, both directions)",
+        }
+    else:
+        what = f"ablation ({repr(ablated) if isinstance(ablated, Set) else type(ablated).__name__.lower()})"
+        names = {way: f"{what}, {way}" for way in ("noising", "denoising")}
+        names["both"] = f"{what}, mean of noising and denoising"
+    return {way: name + passing for way, name in names.items()}
+
+
+def _tell_if_large(numbers: int, directions: int) -> None:
+    size = 8 * numbers * (1 if directions == 1 else 3)
+    if size > _LARGE:
+        warnings.warn(
+            f"these effects take {size / 2**30:.1f} GiB of memory (every unit, target and pair is kept); narrow the readout to "
+            "fewer targets, or patch fewer units.",
+            NnsightVaeWarning,
+            stacklevel=3,
+        )

@@ -2,53 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Float, Shaped
 
-from nnsight_vae import significance, statistics
-from nnsight_vae.errors import DataError, NnsightVaeWarning, ReadoutError, SiteError
+from nnsight_vae import effects_names, statistics, testing
+from nnsight_vae.clusters import Design
+from nnsight_vae.effects_checks import check, plain
+from nnsight_vae.errors import DataError
+from nnsight_vae.guards import FEW_CLUSTERS as FEW_CLUSTERS, warn_if_few
+from nnsight_vae.statistics import IntervalMethod
+from nnsight_vae.testing import DiscoveryMethod, TestResult
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-FEW_CLUSTERS = 10  # below this a 95 % percentile interval covers less than about 90 % (statistics.bootstrap_interval)
-_FLIPS_AT_LEAST, _FLIPS_AT_MOST = 1_999, 9_999
-
-
-@dataclass(frozen=True, eq=False)
-class TestResult:
-    """The outcome of `Effects.significant`, kept with the units that passed.
-
-    The q-values belong to the whole family that was tested; they are not recomputed for a selection of it, which would
-    understate them.
-
-    Attributes:
-        p: sign-flip p-value of each remaining unit and target.
-        q: its Benjamini-Hochberg adjusted value within the family.
-        passed: q-value <= level and |mean effect| >= min_effect.
-        level: the false discovery rate asked for.
-        min_effect: the smallest |mean effect| of interest.
-        n_tests: size of the family.
-    """
-
-    __test__ = False  # not a pytest class
-
-    p: Float[np.ndarray, "unit target"]
-    q: Float[np.ndarray, "unit target"]
-    passed: Bool[np.ndarray, "unit target"]
-    level: float
-    min_effect: float
-    n_tests: int
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -65,8 +40,7 @@ class Effects:
         targets: a name per target of the readout.
         estimand: what is estimated, e.g. `"PNIE (noising)"`.
         groups: id of the base image of each pair; None: every pair has its own.
-        source_groups: id of the source image of each pair, where sources are reused across bases (`Pairs.crossed`); None:
-            they are not. Needs `groups`.
+        source_groups: id of the source image of each pair; None: sources are not reused (`Pairs.crossed` reuses them).
         provenance: where the numbers come from (model fingerprint, pairs, seed, versions ...); kept as plain JSON data.
         parts: effects that these were made from, over the same units and targets (e.g. noising and denoising).
         test: set by `significant`.
@@ -96,8 +70,11 @@ class Effects:
     def __post_init__(self) -> None:
         object.__setattr__(self, "units", tuple(self.units))
         object.__setattr__(self, "targets", tuple(self.targets))
-        object.__setattr__(self, "provenance", _plain(self.provenance))
-        _check(self)
+        object.__setattr__(self, "provenance", plain(self.provenance))
+        check(self.values, self.units, self.targets, *self._ids)
+        for name, part in self.parts.items():
+            if part.units != self.units or part.targets != self.targets:
+                raise DataError(f"Effects.parts[{name!r}] is over other units or targets than the whole.")
 
     @property
     def n_pairs(self) -> int:
@@ -106,103 +83,103 @@ class Effects:
 
     @property
     def n_clusters(self) -> int:
-        """Number of independent clusters of pairs (base images)."""
-        return len(statistics.Clusters.of(self.n_pairs, self.groups))
+        """Number of independent clusters of pairs: of base images, or of source images where those are reused and fewer."""
+        return self._design.n_clusters
 
     def mean(self) -> Float[np.ndarray, "unit target"]:
         """Mean effect over pairs, in float64; defined for a single pair too."""
         return self.values.mean(axis=2, dtype=np.float64)
 
     def ci(
-        self, level: float = 0.95, n_boot: int = 2000, seed: int = 0
+        self, level: float = 0.95, n_boot: int = 2000, seed: int = 0, *, method: IntervalMethod = "bootstrap-t"
     ) -> tuple[Float[np.ndarray, "unit target"], Float[np.ndarray, "unit target"]]:
-        """Percentile bootstrap interval of each mean effect, resampling whole clusters of pairs.
+        """Interval of each mean effect, by whole clusters of pairs: by base, and by source where sources are reused.
 
         Args:
             level: coverage aimed at.
             n_boot: resamples.
             seed: of the resampling.
+            method: `"bootstrap-t"`, whose coverage holds best; `"t"`, `"percentile"` or `"bca"`. Measured coverages are in
+                `statistics.mean_interval`.
 
         Returns:
             Lower and upper bounds. An effect that is 0 for every pair has the interval [0, 0].
 
         Raises:
-            DataError: fewer than two clusters.
+            DataError: fewer than two clusters, `level` outside (0, 1), or a method that does not exist or fit.
 
         Warns:
-            NnsightVaeWarning: fewer than 10 clusters; the interval is then too narrow (statistics.bootstrap_interval).
+            NnsightVaeWarning: fewer than 10 clusters.
         """
-        bounds = statistics.bootstrap_interval(self.values, self.groups, level=level, n_boot=n_boot, seed=seed)
-        if self.n_clusters < FEW_CLUSTERS:
-            warnings.warn(
-                f"{self.n_clusters} independent pairs (clusters) only: bootstrap intervals are too narrow below "
-                f"{FEW_CLUSTERS}. Use more base images, or read them as indicative.",
-                NnsightVaeWarning,
-                stacklevel=2,
-            )
+        bounds = statistics.mean_interval(self.values, *self._ids, method=method, level=level, n_boot=n_boot, seed=seed)
+        warn_if_few(self._design)
         return bounds
 
     def pvalues(
-        self, n_perm: int | None = None, seed: int = 0, *, family_wise: bool = False
+        self, n_perm: int | None = None, seed: int = 0, *, family_wise: bool = False, min_effect: float = 0.0
     ) -> Float[np.ndarray, "unit target"]:
-        """Two-sided sign-flip p-value of each mean effect, flipping whole clusters of pairs.
+        """Two-sided p-value of "|mean effect| <= min_effect", by whole clusters of pairs.
 
-        p cannot be smaller than 1 / (n_perm + 1), nor than 2^(1 - clusters).
+        The signs of clusters are flipped at random; p cannot then be smaller than 1 / (n_perm + 1), nor than
+        2^(1 - clusters). Where sources are reused no flip is valid, and the test is Student's t clustered both ways.
 
         Args:
-            n_perm: sign patterns. None: enough for Benjamini-Hochberg at .05 to reject a lone true effect among all
-                units x targets, but at least 1,999 and at most 9,999. All patterns are enumerated where they are
-                fewer.
+            n_perm: sign patterns, all of them where they are fewer. None: enough for Benjamini-Hochberg at .05 to reject a
+                lone true effect among all units x targets, but at least 1,999 and at most 9,999.
             seed: of the drawing.
             family_wise: adjust for all units x targets by the maximum statistic (Westfall-Young); its resolution does
-                not shrink with the number of tests.
+                not shrink with the number of tests. By Holm's procedure where sources are reused.
+            min_effect: the largest |mean effect| of the null hypothesis, in units of the readout.
 
         Returns:
             One p-value per unit and target; 1 for an effect that is 0 for every pair.
 
         Raises:
-            DataError: fewer than two clusters.
+            DataError: fewer than two clusters, or a negative `min_effect`.
         """
-        n_perm = n_perm or self._enough_flips(q=0.05)
-        test = significance.max_t_pvalues if family_wise else significance.sign_flip_pvalues
-        return test(self.values, self.groups, n_perm=n_perm, seed=seed)
+        return testing.effect_pvalues(
+            self.values, *self._ids, min_effect=min_effect, n_perm=n_perm, seed=seed, family_wise=family_wise
+        )
 
     def significant(
-        self, q: float = 0.05, min_effect: float = 0.0, *, n_perm: int | None = None, seed: int = 0
+        self,
+        q: float = 0.05,
+        min_effect: float = 0.0,
+        *,
+        method: DiscoveryMethod = "bh",
+        n_perm: int | None = None,
+        seed: int = 0,
     ) -> Effects:
-        """The units with an effect on some target, at false discovery rate `q` over all units x targets.
+        """The units with an effect larger than `min_effect` on some target, at false discovery rate `q` over all units x targets.
 
         A deterministic network makes almost every effect differ from 0 once pairs are many, so set `min_effect` to the
-        smallest |mean effect| that would matter.
+        smallest |mean effect| that would matter. It is part of the hypothesis that is tested, |mean effect| <= min_effect,
+        not a filter on the estimate: what passes is larger than it, at the rate asked for.
 
         Args:
             q: false discovery rate over this object's units x targets.
             min_effect: in units of the readout.
+            method: `"bh"`, Benjamini-Hochberg, or `"by"`, Benjamini-Yekutieli, which holds under any dependence between
+                effects and finds fewer.
             n_perm: as in `pvalues`, with `q` in the place of .05.
             seed: of the sign flips.
 
         Returns:
-            Effects of the units with at least one passing target, largest first; `.test` and `to_frame()`
-            of `to_frame` tell which targets passed. No unit at all is a possible answer.
+            Effects of the units with at least one passing target, largest first; `.test` and the rows of `to_frame` tell
+            which targets passed. No unit at all is a possible answer.
 
         Raises:
-            DataError: fewer than two clusters, `q` outside (0, 1), or a negative `min_effect`.
+            DataError: fewer than two clusters, `q` outside (0, 1), a negative `min_effect`, or an unknown method.
 
         Warns:
             NnsightVaeWarning: effects as extreme as the p-values can show were not rejected, so a finer test might.
         """
-        if not 0 < q < 1 or min_effect < 0:
-            raise DataError(f"q={q}, min_effect={min_effect}: expected a rate q in (0, 1) and min_effect >= 0.")
-        n_perm = n_perm or self._enough_flips(q)
-        p = significance.sign_flip_pvalues(self.values, self.groups, n_perm=n_perm, seed=seed)
-        adjusted = significance.benjamini_hochberg(p)
-        self._warn_if_too_coarse(p, adjusted, q, n_perm)
-        size = np.abs(self.mean())
-        passed = (adjusted <= q) & (size >= min_effect)
-        strongest = np.where(passed, size, -1.0).max(axis=1)
+        test = testing.discover(
+            self.values, *self._ids, q=q, min_effect=min_effect, method=method, n_perm=n_perm, seed=seed
+        )
+        strongest = np.where(test.passed, np.abs(self.mean()), -1.0).max(axis=1)
         kept = np.argsort(-strongest, kind="stable")[: int((strongest >= 0).sum())]
-        tested = TestResult(p, adjusted, passed, q, min_effect, p.size)
-        return replace(self, test=tested)._take(kept, np.arange(len(self.targets)))
+        return replace(self, test=test)._take(kept, np.arange(len(self.targets)))
 
     def select(self, units: str | Sequence[str] | None = None, targets: str | Sequence[str] | None = None) -> Effects:
         """The effects of some units on some targets, in the order asked for.
@@ -223,7 +200,9 @@ class Effects:
             >>> effects.select("fc", "light")
             Effects(PNIE: 2 units x 1 target x 5 pairs; largest mean fc[0] -> light +1)
         """
-        return self._take(self._unit_rows(units), self._target_columns(targets))
+        rows = range(len(self.units)) if units is None else effects_names.rows(units, self.units)
+        columns = range(len(self.targets)) if targets is None else effects_names.columns(targets, self.targets)
+        return self._take(rows, columns)
 
     def to_frame(
         self, *, level: float = 0.95, n_boot: int = 2000, n_perm: int | None = None, seed: int = 0
@@ -233,11 +212,7 @@ class Effects:
         After `significant`, only the units and targets that passed, with the p and q of the family that was tested;
         otherwise the family of q is this object's units x targets. `index` is missing for a unit that is not a single index.
 
-        Args:
-            level: of the interval.
-            n_boot: resamples of the interval.
-            n_perm: sign patterns of the p-values.
-            seed: of both.
+        Args: as of `ci` and `pvalues`; `seed` is of both.
 
         Raises:
             DataError: fewer than two clusters.
@@ -245,26 +220,11 @@ class Effects:
         Warns:
             NnsightVaeWarning: as `ci`.
         """
-        import pandas as pd
+        from nnsight_vae import effects_frame
 
-        low, high = self.ci(level, n_boot, seed)
-        p = self.test.p if self.test else self.pvalues(n_perm, seed)
-        q = self.test.q if self.test else significance.benjamini_hochberg(p)
-        sites, indices = zip(*map(_site_and_index, self.units), strict=True) if self.units else ((), ())
-        n_targets = len(self.targets)
-        columns: dict[str, Any] = {
-            "unit": np.repeat(np.array(self.units, dtype=object), n_targets),
-            "site": np.repeat(np.array(sites, dtype=object), n_targets),
-            "index": pd.array(indices, dtype="Int64").repeat(n_targets),
-            "target": np.tile(np.array(self.targets, dtype=object), len(self.units)),
-            "effect": self.mean().ravel(),
-            "ci_low": low.ravel(),
-            "ci_high": high.ravel(),
-            "p": p.ravel(),
-            "q": q.ravel(),
-        }
-        frame = pd.DataFrame(columns)
-        return frame[self.test.passed.ravel()].reset_index(drop=True) if self.test else frame
+        table = effects_frame.frame(self, level=level, n_boot=n_boot, n_perm=n_perm, seed=seed)
+        warn_if_few(self._design)
+        return table
 
     def plot(self, *, max_units: int = 40) -> tuple[Figure, Axes]:
         """Heat map of the mean effects, units down and targets across, on a symmetric colour-blind-safe scale.
@@ -307,9 +267,11 @@ class Effects:
 
     def __repr__(self) -> str:
         clusters = "" if self.groups is None else f" ({self.n_clusters} clusters)"
+        if self.source_groups is not None:
+            clusters = " ({} bases x {} sources)".format(*map(len, self._design.ways))
         text = (
-            f"Effects({self.estimand}: {_count(len(self.units), 'unit')} x {_count(len(self.targets), 'target')} x "
-            f"{_count(self.n_pairs, 'pair')}{clusters}"
+            f"Effects({self.estimand}: {effects_names.count(len(self.units), 'unit')} x {effects_names.count(len(self.targets), 'target')} x "
+            f"{effects_names.count(self.n_pairs, 'pair')}{clusters}"
         )
         if self.units:
             mean = self.mean()
@@ -317,46 +279,13 @@ class Effects:
             text += f"; largest mean {self.units[unit]} -> {self.targets[target]} {mean[unit, target]:+.3g}"
         return text + ")"
 
-    def _enough_flips(self, q: float) -> int:
-        needed = significance.permutations_needed(len(self.units) * len(self.targets), q)
-        return min(max(needed, _FLIPS_AT_LEAST), _FLIPS_AT_MOST)
+    @property
+    def _ids(self) -> tuple[np.ndarray | None, np.ndarray | None]:
+        return self.groups, self.source_groups
 
-    def _warn_if_too_coarse(self, p: np.ndarray, adjusted: np.ndarray, q: float, n_perm: int) -> None:
-        least = significance.smallest_pvalue(self.n_clusters, n_perm)
-        stuck = int(((p <= least) & (adjusted > q)).sum())
-        if not stuck:
-            return
-        remedy = "use more base images"
-        if least > 2.0 ** (1 - self.n_clusters):
-            remedy = f"use n_perm >= {significance.permutations_needed(p.size, q)}, or pvalues(family_wise=True)"
-        warnings.warn(
-            f"{stuck} of {p.size} effects have the smallest p-value possible here, {least:.2g}, which is too coarse to "
-            f"be rejected at q={q} among {p.size} tests: {remedy}.",
-            NnsightVaeWarning,
-            stacklevel=3,
-        )
-
-    def _unit_rows(self, units: str | Sequence[str] | None) -> list[int]:
-        if units is None:
-            return list(range(len(self.units)))
-        rows: list[int] = []
-        for name in [units] if isinstance(units, str) else units:
-            found = [i for i, unit in enumerate(self.units) if unit == name]
-            found = found or [i for i, unit in enumerate(self.units) if _site_and_index(unit)[0] == name]
-            if not found:
-                sites = list(dict.fromkeys(_site_and_index(unit)[0] for unit in self.units))
-                raise SiteError(f"{name!r} is not a unit or site of these effects; they have units of: {_some(sites)}.")
-            rows += found
-        return rows
-
-    def _target_columns(self, targets: str | Sequence[str] | None) -> list[int]:
-        if targets is None:
-            return list(range(len(self.targets)))
-        names = [targets] if isinstance(targets, str) else list(targets)
-        unknown = [name for name in names if name not in self.targets]
-        if unknown:
-            raise ReadoutError(f"{unknown[0]!r} is not a target of these effects; targets: {_some(self.targets)}.")
-        return [self.targets.index(name) for name in names]
+    @cached_property
+    def _design(self) -> Design:
+        return Design.of(self.n_pairs, *self._ids)
 
     def _take(self, rows: Sequence[int] | np.ndarray, columns: Sequence[int] | np.ndarray) -> Effects:
         at = np.ix_(np.asarray(rows, dtype=np.intp), np.asarray(columns, dtype=np.intp))
@@ -369,61 +298,3 @@ class Effects:
             parts={name: part._take(rows, columns) for name, part in self.parts.items()},
             test=test and replace(test, p=test.p[at], q=test.q[at], passed=test.passed[at]),
         )
-
-
-def _check(effects: Effects) -> None:
-    values, shape = effects.values, (len(effects.units), len(effects.targets))
-    if not isinstance(values, np.ndarray) or not np.issubdtype(values.dtype, np.floating):
-        got = f"{type(values).__name__} of {getattr(values, 'dtype', 'no dtype')}"
-        raise DataError(f"Effects.values is {got}; expected a floating numpy array (for a tensor: .cpu().numpy()).")
-    if values.ndim != 3 or values.shape[:2] != shape or 0 in values.shape[1:]:
-        raise DataError(
-            f"Effects.values has shape {values.shape}; expected [unit, target, pair] = [{shape[0]}, {shape[1]}, at "
-            "least one pair], after the names in `units` and `targets`."
-        )
-    for kind, names in (("units", effects.units), ("targets", effects.targets)):
-        if len(set(names)) != len(names):
-            raise DataError(f"Effects.{kind} must not repeat a name; got {_some(names)}.")
-    if effects.source_groups is not None and effects.groups is None:
-        raise DataError("Effects.source_groups without groups; give the id of each pair's base as well.")
-    for ids in (effects.groups, effects.source_groups):
-        statistics.Clusters.of(values.shape[2], ids)
-    if not np.isfinite(values).all():
-        unit, target, pair = np.argwhere(~np.isfinite(values))[0]
-        raise DataError(
-            f"Effect of {effects.units[unit]} on {effects.targets[target]} for pair {pair} is "
-            f"{values[unit, target, pair]}; expected finite numbers. Check the readout and the intervention's values."
-        )
-    for name, part in effects.parts.items():
-        if part.units != effects.units or part.targets != effects.targets:
-            raise DataError(f"Effects.parts[{name!r}] is over other units or targets than the whole.")
-
-
-def _plain(provenance: dict[str, Any]) -> dict[str, Any]:
-    """Provenance as JSON data, numpy and tensor scalars included, so that saving cannot fail after a long run."""
-
-    def scalar(value: Any) -> Any:
-        if hasattr(value, "item"):
-            return value.item()
-        raise TypeError(f"{type(value).__name__} is not JSON data")
-
-    try:
-        return json.loads(json.dumps(provenance, default=scalar))
-    except (TypeError, ValueError) as error:
-        raise DataError(f"provenance must be JSON data (numbers, strings, lists, dicts): {error}.") from error
-
-
-def _site_and_index(unit: str) -> tuple[str, int | None]:
-    """'encoder.4[7]' -> ('encoder.4', 7); a set of units, or a whole site, has no single index."""
-    site, bracket, rest = unit.partition("[")
-    index = rest.rstrip("]")
-    return site, int(index) if bracket and index.isdecimal() else None
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
-
-
-def _some(names: Sequence[str], most: int = 12) -> str:
-    more = "" if len(names) <= most else f" ... ({len(names)} in all)"
-    return ", ".join(names[:most]) + more

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from nnsight_vae.effects import Effects, TestResult
+from nnsight_vae.effects import Effects
 from nnsight_vae.errors import DataError, NnsightVaeError
+from nnsight_vae.testing import TestResult
 
 _SCHEMA = "nnsight-vae/effects@2"
 
@@ -56,7 +57,7 @@ def _arrays(effects: Effects, prefix: str) -> dict[str, np.ndarray]:
         if (ids := getattr(effects, name)) is not None:
             arrays[name] = ids
     if test := effects.test:
-        header["test"] = {"level": test.level, "min_effect": test.min_effect, "n_tests": test.n_tests}
+        header["test"] = {name: getattr(test, name) for name in ("level", "min_effect", "n_tests", "method")}
         arrays |= {"test.p": test.p, "test.q": test.q, "test.passed": test.passed}
     arrays["header"] = np.array(json.dumps(header))
     arrays = {prefix + name: array for name, array in arrays.items()}

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from nnsight_vae.clusters import slabs, two_or_more
+from nnsight_vae.clusters import Clusters, slabs, two_or_more
 
 _FLIPS = 256  # sign patterns per block: fixed, so that every slab of cells sees the very same patterns
 _TIE = 1e-12  # relative slack for "at least as extreme", so that rounding cannot make an equal sum look smaller
@@ -42,18 +42,21 @@ def sign_flip_pvalues(
     values: Float[np.ndarray, "*cells pair"],
     groups: Shaped[np.ndarray, " pair"] | None = None,
     *,
+    min_effect: float = 0.0,
     n_perm: int = 9999,
     seed: int = 0,
 ) -> Float[np.ndarray, "*cells"]:
     """Two-sided p-values of "this effect is symmetric about 0", by flipping the sign of whole clusters.
 
-    The statistic is |mean over pairs|. With few clusters, 2^(C-1) <= n_perm + 1, all sign patterns are enumerated and
+    The statistic is |mean over pairs|. For the null hypothesis |mean| <= d, every pair's effect is first moved towards 0 by
+    d, to the nearest mean that the hypothesis allows; p is 1 where the mean is within it. With few clusters, 2^(C-1) <= n_perm + 1, all sign patterns are enumerated and
     p is exact, at least 2^(1-C); otherwise `n_perm` patterns are drawn and p = (1 + #as extreme) / (1 + n_perm), which
     is valid and at least 1 / (1 + n_perm). The same flips serve every cell.
 
     Args:
         values: one number per cell and pair; any leading shape.
         groups: cluster id of each pair.
+        min_effect: d, the largest |mean| of the null hypothesis.
         n_perm: sign patterns drawn.
         seed: of the drawing.
 
@@ -71,7 +74,9 @@ def sign_flip_pvalues(
     """
     clusters = two_or_more(values, groups)
     counts = []
-    for sums in slabs(values, clusters, columns=_FLIPS):
+    for all_sums in slabs(values, clusters, columns=_FLIPS):
+        sums, within = _shifted(all_sums, clusters, min_effect)
+        sums[within] = 0.0  # as extreme under every flip: p = 1
         observed = np.abs(sums.sum(axis=1)) - _TIE * np.abs(sums).sum(axis=1)
         as_extreme = np.zeros(len(sums), dtype=np.int64)
         for signs in _sign_blocks(len(clusters), n_perm, seed):
@@ -85,6 +90,7 @@ def max_t_pvalues(
     values: Float[np.ndarray, "*cells pair"],
     groups: Shaped[np.ndarray, " pair"] | None = None,
     *,
+    min_effect: float = 0.0,
     n_perm: int = 9999,
     seed: int = 0,
 ) -> Float[np.ndarray, "*cells"]:
@@ -96,6 +102,7 @@ def max_t_pvalues(
     Args:
         values: one number per cell and pair.
         groups: cluster id of each pair.
+        min_effect: the largest |mean| of the null hypothesis, as in `sign_flip_pvalues`.
         n_perm: sign patterns drawn; all are enumerated when clusters are few.
         seed: of the drawing.
 
@@ -114,10 +121,12 @@ def max_t_pvalues(
     """
     clusters = two_or_more(values, groups)
     observed, maxima = [], None
-    for sums in slabs(values, clusters, columns=_FLIPS):
+    for all_sums in slabs(values, clusters, columns=_FLIPS):
+        sums, within = _shifted(all_sums, clusters, min_effect)
         norms = np.linalg.norm(sums, axis=1, keepdims=True)
         scaled = np.divide(sums, norms, out=np.zeros_like(sums), where=norms > 0)
-        observed.append(np.abs(scaled.sum(axis=1)))
+        # What is within the hypothesis gets p = 1 but keeps its place in the maximum, which is over the whole family.
+        observed.append(np.where(within, 0.0, np.abs(scaled.sum(axis=1))))
         largest = [np.abs(signs @ scaled.T).max(axis=1) for signs in _sign_blocks(len(clusters), n_perm, seed)]
         stacked = np.concatenate(largest)
         maxima = stacked if maxima is None else np.maximum(maxima, stacked)
@@ -140,11 +149,54 @@ def benjamini_hochberg(pvalues: Float[np.ndarray, "*cells"]) -> Float[np.ndarray
         array([[0.04      , 0.66666667],
                [0.04      , 0.9       ]])
     """
+    return _false_discovery(pvalues, "bh")
+
+
+def benjamini_yekutieli(pvalues: Float[np.ndarray, "*cells"]) -> Float[np.ndarray, "*cells"]:
+    """As `benjamini_hochberg`, whatever the dependence between tests: every value times 1 + 1/2 + ... + 1/m, m tests.
+
+    Benjamini-Hochberg is proved for independent or positively dependent tests; effects of one network's units on one set of
+    pairs can be dependent in any way, though in simulations it holds there too.
+
+    Source: Benjamini & Yekutieli 2001, by `scipy.stats.false_discovery_control`.
+
+    Example:
+        >>> benjamini_yekutieli(np.array([0.01, 0.5])).tolist()
+        [0.03, 0.75]
+    """
+    return _false_discovery(pvalues, "by")
+
+
+def holm(pvalues: Float[np.ndarray, "*cells"]) -> Float[np.ndarray, "*cells"]:
+    """Family-wise adjusted p-values whatever the dependence: the i-th smallest of m times m - i + 1, made monotone.
+
+    Source: Holm 1979, Scand. J. Stat. 6, 65-70.
+
+    Example:
+        >>> holm(np.array([0.02, 0.01, 0.9])).tolist()
+        [0.04, 0.03, 0.9]
+    """
+    flat = pvalues.ravel()
+    order = np.argsort(flat)
+    adjusted = np.empty(flat.size)
+    adjusted[order] = np.maximum.accumulate(flat[order] * np.arange(flat.size, 0, -1))
+    return np.minimum(adjusted, 1.0).reshape(pvalues.shape)
+
+
+def _false_discovery(pvalues: Float[np.ndarray, "*cells"], method: str) -> Float[np.ndarray, "*cells"]:
     if pvalues.size == 0:
         return pvalues.copy()
     from scipy.stats import false_discovery_control
 
-    return false_discovery_control(pvalues, axis=None).reshape(pvalues.shape)
+    return false_discovery_control(pvalues, axis=None, method=method).reshape(pvalues.shape)
+
+
+def _shifted(
+    sums: Float[np.ndarray, "cell cluster"], clusters: Clusters, min_effect: float
+) -> tuple[Float[np.ndarray, "cell cluster"], Bool[np.ndarray, " cell"]]:
+    """Cluster sums of effects moved towards 0 by `min_effect`, and which means were within it."""
+    mean = sums.sum(axis=1) / clusters.sizes.sum()
+    return sums - min_effect * np.sign(mean)[:, None] * clusters.sizes, np.abs(mean) <= min_effect
 
 
 def _enumerable(n_clusters: int, n_perm: int) -> bool:

@@ -96,9 +96,9 @@ def t_pvalues(
 ) -> Float[np.ndarray, "*cells"]:
     """Two-sided p-values of "|mean| <= min_effect" by Student's t, clustered by base or both ways.
 
-    t = (|mean| - min_effect) / sqrt(V) on C - 1 degrees of freedom. Simulated error at .05 with C = 5 to 40 bases crossed
-    with as many sources is .02 to .05 for Gaussian effects (the low end where images have no effect of their own), .06 to .08
-    for exponential ones, and up to .15 where effects are products of skewed ones and images are 12 or fewer.
+    t = (|mean| - min_effect) / sqrt(V) on C - 1 degrees of freedom. Simulated error at .05 with 5 to 20 bases crossed with as
+    many sources is .01 to .06 for Gaussian effects (the low end where images have no effect of their own) and .07 to .08 for
+    exponential ones. Products of exponentials are beyond it: .20, .15 and .11 with 5, 12 and 20 of each.
 
     Args:
         values: one number per cell and pair.

@@ -35,7 +35,7 @@ def effects():
 
 def test_intervals_and_p_are_those_of_the_pure_functions_over_clusters(effects):
     low, high = effects.ci(level=0.9, n_boot=300, seed=5)
-    expected = statistics.bootstrap_interval(effects.values, effects.groups, level=0.9, n_boot=300, seed=5)
+    expected = statistics.mean_interval(effects.values, effects.groups, level=0.9, n_boot=300, seed=5)
     np.testing.assert_array_equal([low, high], expected)
     np.testing.assert_array_equal(
         effects.pvalues(n_perm=99, seed=5),

@@ -1,0 +1,55 @@
+"""Units and targets of Effects by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nnsight_vae.errors import ReadoutError, SiteError
+
+
+def rows(wanted: str | Sequence[str], units: Sequence[str]) -> list[int]:
+    """Where the units of these names, or of sites of these names, are among `units`; in the order asked for.
+
+    Raises:
+        SiteError: no such unit or site.
+    """
+    found: list[int] = []
+    for name in [wanted] if isinstance(wanted, str) else wanted:
+        named = [i for i, unit in enumerate(units) if unit == name]
+        named = named or [i for i, unit in enumerate(units) if site_and_index(unit)[0] == name]
+        if not named:
+            sites = list(dict.fromkeys(site_and_index(unit)[0] for unit in units))
+            raise SiteError(f"{name!r} is not a unit or site of these effects; they have units of: {some(sites)}.")
+        found += named
+    return found
+
+
+def columns(wanted: str | Sequence[str], targets: Sequence[str]) -> list[int]:
+    """Where these targets are among `targets`; in the order asked for.
+
+    Raises:
+        ReadoutError: no such target.
+    """
+    names = [wanted] if isinstance(wanted, str) else list(wanted)
+    unknown = [name for name in names if name not in targets]
+    if unknown:
+        raise ReadoutError(f"{unknown[0]!r} is not a target of these effects; targets: {some(targets)}.")
+    return [list(targets).index(name) for name in names]
+
+
+def site_and_index(unit: str) -> tuple[str, int | None]:
+    """'encoder.4[7]' -> ('encoder.4', 7); a set of units, or a whole site, has no single index."""
+    site, bracket, rest = unit.partition("[")
+    index = rest.rstrip("]")
+    return site, int(index) if bracket and index.isdecimal() else None
+
+
+def some(names: Sequence[str], most: int = 12) -> str:
+    """The first names, and how many there are."""
+    more = "" if len(names) <= most else f" ... ({len(names)} in all)"
+    return ", ".join(names[:most]) + more
+
+
+def count(n: int, noun: str) -> str:
+    """'1 unit', '1,024 units'."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"

@@ -30,7 +30,7 @@ from nnsight_vae._files import write_atomically
 from nnsight_vae.circuits.draw import plot_circuit, plot_factor_graph
 from nnsight_vae.circuits.style import FAINT, INK, LOWERS, RAISES
 from nnsight_vae.errors import DataError
-from nnsight_vae.statistics import bootstrap_interval
+from nnsight_vae.statistics import mean_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -116,7 +116,7 @@ def _plot_one_target(effects: Effects, rows: np.ndarray) -> tuple[Figure, Axes]:
     passed = effects.test.passed[rows, 0] if effects.test else np.ones(len(rows), dtype=bool)
     places = np.arange(len(rows))
     if effects.n_clusters > 1:
-        low, high = bootstrap_interval(shown, effects.groups)
+        low, high = mean_interval(shown, effects.groups, effects.source_groups)
         axes.hlines(places, low, high, color=FAINT, linewidth=1.4, zorder=2)
     axes.axvline(0.0, color=FAINT, linewidth=0.6, zorder=1)
     colours = [RAISES if value > 0 else LOWERS for value in mean]

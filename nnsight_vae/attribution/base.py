@@ -77,6 +77,13 @@ class Call:
         """The place of each input in the call, which per-example targets go by."""
         return torch.arange(len(self.x))
 
+    @property
+    def baselines(self) -> Float[Tensor, "m n *shape"]:
+        """The baselines, each for all inputs: m is 1 unless a `Distribution` was given."""
+        if self.baseline is None:
+            raise DataError("this call has no baseline.")
+        return self.baseline.values
+
 
 class VAEAttribution(Attribution):
     """Base of the attribution classes: reads arguments, finishes results, keeps the record.
@@ -163,11 +170,9 @@ class VAEAttribution(Attribution):
 
     def change(self, call: Call) -> Float[Tensor, "n target"]:
         """f(x) - f(baseline), the mean over baselines where there are several."""
-        if call.baseline is None:
-            raise DataError(f"{type(self).__name__} has no baseline.")
         read, places = self.function(call), call.places
         with torch.no_grad():
-            at_baselines = torch.stack([read(b, call.rows, places) for b in call.baseline.values])
+            at_baselines = torch.stack([read(b, call.rows, places) for b in call.baselines])
             return read(call.x, call.rows, places) - at_baselines.mean(0)
 
     def finish(
@@ -203,8 +208,8 @@ class VAEAttribution(Attribution):
         squeeze = (lambda tensor: tensor) if targets.all else (lambda tensor: tensor[:, 0])
         attributions = squeeze(attributions)
         delta = None if delta is None else squeeze(delta)
-        name = None if call.baseline is None else call.baseline.name
-        self.record = Record(type(self).__name__, of, targets.names, targets.all, name, settings, flags, delta)
+        baseline = None if call.baseline is None else call.baseline.name
+        self.record = Record(type(self).__name__, of, targets.names, targets.all, baseline, settings, flags, delta)
         attributions.record = self.record  # type: ignore[attr-defined]
         result = (attributions,) if call.was_tuple else attributions
         return (result, delta) if return_convergence_delta else result
@@ -251,7 +256,7 @@ class VAEAttribution(Attribution):
     def _collapsed(self, call: Call) -> dict[str, str]:
         """Targets that read a collapsed latent: the posterior of the latent is the prior, whatever the input."""
         forward = self.forward_func
-        if forward.of != "input" or forward.to not in ("mu", "logvar", "kl", "z"):
+        if forward.of != "input" or forward.explained not in ("mu", "logvar", "kl", "z"):
             return {}
         with torch.no_grad():
             kl = forward.posterior(call.x, call.rows if forward.examples > 1 else None).kl()
@@ -276,7 +281,8 @@ class VAEAttribution(Attribution):
         if loose:
             warnings.warn(
                 f"{type(self).__name__}: attributions of {', '.join(loose)} are off by up to {float(relative.max()):.1%} of what they "
-                "explain, f(x) - f(baseline). Raise n_steps, or take a baseline nearer to the inputs; record.delta has the numbers.",
+                "explain, f(x) - f(baseline). Raise n_steps, or take a baseline nearer to the inputs (attributions to a layer that others by-pass "
+                "never add up); record.delta has the numbers.",
                 NnsightVaeWarning,
                 stacklevel=4,
             )

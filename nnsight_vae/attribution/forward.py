@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
-from nnsight.intervention.envoy import Envoy
 from torch import Tensor, nn
 
 from nnsight_vae import inputs
 from nnsight_vae.arguments import require, require_readout
 from nnsight_vae.attribution.fixed import FixedInterventions
 from nnsight_vae.attribution.rules import refuse_silent_rules
-from nnsight_vae.errors import DataError, InterventionError, NnsightVaeError, ReadoutError, SiteError
+from nnsight_vae.errors import DataError, InterventionError, NnsightVaeError, ReadoutError
 from nnsight_vae.interventions import Intervention
 from nnsight_vae.posterior import Posterior
 from nnsight_vae.probe import random_state_kept, zeros_like_input
 from nnsight_vae.readouts import Readout, reads as reads_of
 from nnsight_vae.runs import Event, replace_event, trace_events
-from nnsight_vae.sites import Key, Site
+from nnsight_vae.sites import Key
 from nnsight_vae.vae import VAE
 
-Explained = Literal["mu", "logvar", "kl", "z", "reconstruction"] | Readout
+Explained: TypeAlias = Literal["mu", "logvar", "kl", "z", "reconstruction"] | Readout
 Origin = Literal["input", "z"]
 
 _READS = {"mu": "latent.mu", "logvar": "latent.logvar", "kl": "latent.mu", "z": "latent.z", "reconstruction": "output"}
@@ -77,7 +75,7 @@ class CaptumForward(nn.Module):
 
     Attributes:
         vae: the model.
-        to, of: what is explained, as a function of what.
+        explained, of: what is explained, as a function of what.
         names: one name per target: `latent.mu[3]`, `kl[3]`, a readout's own; channels where the latent has positions; None for
             the reconstruction, whose targets are picked by index.
     """
@@ -99,7 +97,7 @@ class CaptumForward(nn.Module):
             require_readout(to)
         elif to not in _READS:
             raise ReadoutError(f"to must be one of {', '.join(map(repr, _READS))} or a readout, got {to!r}.")
-        self.vae, self.to, self.of = vae, to, of
+        self.vae, self.explained, self.of = vae, to, of  # a module's own `to` moves it to a device
         self.reads = _READS[to] if isinstance(to, str) else vae.sites[reads_of(to)].name
         if of == "z" and vae.sites.order(self.reads) <= vae.sites.order("latent.z"):
             raise ReadoutError(f"{self._what} is not a function of z but comes before it; use of='input'.")
@@ -148,14 +146,20 @@ class CaptumForward(nn.Module):
             x: inputs `[n, *image]` or latents `[n, *latent]`.
             rows: which example each row is, where eps or interventions differ by example.
         """
-        if self.to == "kl":
-            return self.posterior(x, rows).kl()
-        (value,) = self._read(x, rows, (self.reads,))
-        return value if isinstance(self.to, str) else self.to(value)
+        return self.run(x, rows)
 
-    def posterior(self, x: Tensor, rows: Int[Tensor, " n"] | None = None) -> Posterior:
-        """The posterior of inputs, under the interventions; arguments as in `forward`."""
-        return Posterior(*self._read(x, rows, ("latent.mu", "latent.logvar")))
+    def run(
+        self, x: Tensor, rows: Int[Tensor, " n"] | None = None, events: Sequence[Event] = ()
+    ) -> Float[Tensor, "n ..."]:
+        """As `forward`, with events of one's own in the run: (when in execution order, what to do), as in `runs.trace_events`."""
+        if self.explained == "kl":
+            return self.posterior(x, rows, events).kl()
+        (value,) = self._read(x, rows, (self.reads,), events)
+        return value if isinstance(self.explained, str) else self.explained(value)
+
+    def posterior(self, x: Tensor, rows: Int[Tensor, " n"] | None = None, events: Sequence[Event] = ()) -> Posterior:
+        """The posterior of inputs, under the interventions; arguments as in `run`."""
+        return Posterior(*self._read(x, rows, ("latent.mu", "latent.logvar"), events))
 
     def apply(self, fn: Callable[[nn.Module], None]) -> CaptumForward:
         """As `nn.Module.apply`, by which Captum's rule-based methods enter a model: refused where they would be silently wrong."""
@@ -163,14 +167,14 @@ class CaptumForward(nn.Module):
         return super().apply(fn)
 
     # ------------------------------------------------------------------ running
-    def _read(self, x: Tensor, rows: Tensor | None, sites: tuple[str, ...]) -> list[Tensor]:
+    def _read(self, x: Tensor, rows: Tensor | None, sites: tuple[str, ...], events: Sequence[Event]) -> list[Tensor]:
         rows = self._rows(x, rows)
         eps = self.eps if rows is None or self.eps is None or len(self.eps) == 1 else self.eps[rows.to(self.eps.device)]
         if eps is not None:
             eps = eps.to(x).expand(len(x), *eps.shape[1:])
-        if self.interventions is None and all(site in _PLAIN for site in sites):
+        if self.interventions is None and not events and all(site in _PLAIN for site in sites):
             return self._plain(x, eps, sites)
-        return self._traced(x, rows, eps, sites)
+        return self._traced(x, rows, eps, sites, events)
 
     def _plain(self, x: Tensor, eps: Tensor | None, sites: tuple[str, ...]) -> list[Tensor]:
         if self.of == "z":
@@ -182,12 +186,19 @@ class CaptumForward(nn.Module):
         values = {"latent.mu": posterior.mu, "latent.logvar": posterior.logvar, "latent.z": z}
         return [values[site] for site in sites]
 
-    def _traced(self, x: Tensor, rows: Tensor | None, eps: Tensor | None, sites: tuple[str, ...]) -> list[Tensor]:
+    def _traced(
+        self,
+        x: Tensor,
+        rows: Tensor | None,
+        eps: Tensor | None,
+        sites: tuple[str, ...],
+        events: Sequence[Event],
+    ) -> list[Tensor]:
         layout = self.vae.layout() if self.of == "z" else self.vae.layout(x)
         writes = {} if self.interventions is None else self.interventions.writes(rows, len(x))
-        events: list[Event] = [
-            (layout.firings[path].finished, replace_event(self.vae, path, write)) for path, write in writes.items()
-        ]
+        events = [*events]
+        for path, write in writes.items():
+            events.append((layout.firings[path].finished, replace_event(self.vae, path, write)))
         kept: dict[str, Tensor] = {}
         for site in sites:  # after the writes: the sort by time is stable
             path = layout.paths[site]
@@ -226,19 +237,23 @@ class CaptumForward(nn.Module):
 
     @property
     def _what(self) -> str:
-        return self.to if isinstance(self.to, str) else f"{type(self.to).__name__} (it reads {self.reads!r})"
+        return (
+            self.explained
+            if isinstance(self.explained, str)
+            else f"{type(self.explained).__name__} (it reads {self.reads!r})"
+        )
 
     def _names(self) -> tuple[str, ...] | None:
-        if not isinstance(self.to, str):
-            return tuple(self.to.names)
-        if self.to == "reconstruction":
+        if not isinstance(self.explained, str):
+            return tuple(self.explained.names)
+        if self.explained == "reconstruction":
             return None
-        label = "kl" if self.to == "kl" else f"latent.{self.to}"
+        label = "kl" if self.explained == "kl" else f"latent.{self.explained}"
         return tuple(f"{label}[{k}]" for k in range(self._latent[0]))
 
     def _require_before_what_is_read(self) -> None:
         order = self.vae.sites.order
-        read = "latent.logvar" if self.to == "kl" else self.reads
+        read = "latent.logvar" if self.explained == "kl" else self.reads
         for site in () if self.interventions is None else self.interventions.sites:
             if order(site) > order(read):
                 raise InterventionError(
@@ -252,9 +267,7 @@ class CaptumForward(nn.Module):
         x = zeros_like_input(self.vae.module, self.input_shape).expand(self.examples, *self.input_shape)
         generator = torch.Generator().manual_seed(0)
         x = x + torch.rand(x.shape, generator=generator).to(x)
-        with ExitStack() as stack:
-            stack.enter_context(torch.no_grad())
-            stack.enter_context(random_state_kept(x.device))
+        with torch.no_grad(), random_state_kept(x.device):
             first, second = self(x), self(x)
         if not torch.equal(first.nan_to_num(), second.nan_to_num()):
             raise NnsightVaeError(
@@ -262,52 +275,3 @@ class CaptumForward(nn.Module):
                 "random numbers (functional dropout, sampling inside encode or decode). Make it follow self.training, or pass the "
                 "mean path with nv.adapt."
             )
-
-
-def captum_layer(vae: VAE, site: str | Site | Envoy | nn.Module) -> nn.Module:
-    """The raw module of a site, for Captum's layer and neuron methods.
-
-    Captum takes anything that is not an `nn.Module`, an nnsight envoy too, for a list of layers, and then fails far from the
-    cause or attributes to the envoy's children. This unwraps it.
-
-    Args:
-        vae: the model.
-        site: name of a site (`"encoder.4"`, `"latent.mu"`), a `Site`, an envoy (`vae.encoder[4]`), or a module of the model.
-
-    Returns: the module, the user's own object.
-
-    Raises:
-        SiteError: it is no site of this VAE (it fires twice, or not at all, or returns no tensor), or names single units.
-
-    Example:
-        >>> import nnsight_vae as nv
-        >>> from nnsight_vae.models import MLPVAE
-        >>> vae = nv.VAE(MLPVAE(image_shape=(1, 8, 8), latent=3))
-        >>> captum_layer(vae, "fc_mu") is vae.module.fc_mu is captum_layer(vae, vae.fc_mu)
-        True
-    """
-    name = layer_name(vae, site)
-    return vae._module.get_submodule(vae.layout().paths[name])
-
-
-def layer_name(vae: VAE, site: str | Site | Envoy | nn.Module) -> str:
-    """The name of the site that a site, envoy or module stands for.
-
-    Raises:
-        SiteError: it is no whole site of this VAE.
-    """
-    require(vae)
-    module = site._module if isinstance(site, Envoy) else site
-    if isinstance(module, nn.Module):
-        firings, paths = vae.layout().firings, vae.layout().paths
-        for name, path in paths.items():
-            if firings[path].module is module:
-                return name
-        path = next((path for path, part in vae._module.named_modules() if part is module), None)
-        if path is None:
-            raise SiteError(f"this {type(module).__name__} is no module of the VAE.")
-        return vae.sites[path.removeprefix("model.")].name  # refused there, with the reason
-    selection = vae.sites.select(module)
-    if selection.indices is not None or selection.position is not None:
-        raise SiteError(f"{site!r} names single units; a layer is a whole site: {selection.site!r}.")
-    return selection.site

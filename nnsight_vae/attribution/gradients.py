@@ -19,7 +19,7 @@ from nnsight_vae.readouts import Readout
 from nnsight_vae.sites import Key
 from nnsight_vae.vae import VAE
 
-CHUNK_BYTES = 64 * 2**20  # of gradients held at a time: a call's memory does not grow with n_steps
+CHUNK_BYTES = 16 * 2**20  # of gradients held at a time: more is no faster, and memory would grow with n_steps
 
 
 class _PathAttribution(VAEAttribution):
@@ -53,7 +53,7 @@ class _PathAttribution(VAEAttribution):
                 are repeated.
             n_steps: points on the path. The error falls about as 1/n on networks with kinks (ReLU).
             method: Captum's quadrature: `"gausslegendre"`, `"riemann_trapezoid"`, ...
-            internal_batch_size: rows run at a time; by default as many as keep the gradients within 64 MiB.
+            internal_batch_size: rows run at a time; by default as many as keep the gradients within 16 MiB.
             return_convergence_delta: also return sum(A) - (f(x) - f(b)), `[n]` or `[n, targets]`.
 
         Returns: `[n, *shape]` in units of the target; `[n, targets, *shape]` for `target=None`.
@@ -86,14 +86,12 @@ class _PathAttribution(VAEAttribution):
     def _along_paths(
         self, call: Call, n_steps: int, method: str, batch: int | None
     ) -> Float[Tensor, "n target *shape"]:
-        if call.baseline is None:
-            raise TypeError("integrated gradients need a baseline")
         if batch is None:
             row = len(call.targets.names) * call.x[0].numel() * call.x.element_size()
             batch = max(len(call.x), CHUNK_BYTES // row)
-        path = _MeanGradients(self.function(call))
+        path = MeanGradients(self.function(call))
         total: Tensor | float = 0.0
-        for baseline in call.baseline.values:
+        for baseline in call.baselines:
             gradients = path.attribute(
                 call.x,
                 baselines=baseline,
@@ -103,10 +101,10 @@ class _PathAttribution(VAEAttribution):
                 internal_batch_size=batch,
             )
             total = total + gradients * (call.x - baseline)[:, None]
-        return total / len(call.baseline.values)  # type: ignore[return-value]
+        return total / len(call.baselines)  # type: ignore[return-value]
 
 
-class _MeanGradients(IntegratedGradients):
+class MeanGradients(IntegratedGradients):
     """Captum's path integral of gradients, for a function with a column per target: `[n, targets, *shape]`.
 
     Captum explains one target a run. Its sums along the path do not look at the shape of a gradient, so replacing the gradient by

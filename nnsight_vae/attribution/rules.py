@@ -145,7 +145,7 @@ def nonlinear_steps(forward: Callable[[Tensor], Tensor], x: Tensor) -> Counter[s
     )  # past hooks that are on the module already: DeepLift doubles the batch
     depends: dict[Any, bool] = {}
     order: list[Any] = []
-    waiting = [(output.grad_fn, False)]
+    waiting: list[tuple[Any, bool]] = [(output.grad_fn, False)]
     while waiting:  # post-order, without recursion: graphs are deeper than Python's stack
         node, ready = waiting.pop()
         if ready:
@@ -167,4 +167,4 @@ def nonlinear_steps(forward: Callable[[Tensor], Tensor], x: Tensor) -> Counter[s
 
 
 def _named(forward: CaptumForward) -> str:
-    return forward.to if isinstance(forward.to, str) else type(forward.to).__name__
+    return forward.explained if isinstance(forward.explained, str) else type(forward.explained).__name__

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -13,18 +14,8 @@ from torch import Tensor
 from nnsight_vae.errors import ReadoutError
 from nnsight_vae.readouts import check_targets
 
-Index = int | slice
-Target = (
-    None
-    | int
-    | slice
-    | str
-    | tuple[Index, ...]
-    | Sequence[int]
-    | Sequence[tuple[int, ...]]
-    | Tensor
-    | Callable[..., Any]
-)
+Index: TypeAlias = int | slice
+Target: TypeAlias = "int | slice | str | tuple[Index, ...] | Sequence[int] | Sequence[tuple[int, ...]] | Tensor | Direction | Callable[..., Any] | None"
 
 
 @dataclass(frozen=True)
@@ -80,6 +71,8 @@ def resolve_targets(target: Target, shape: tuple[int, ...], names: tuple[str, ..
         return _all(shape, names)
     if isinstance(target, Tensor):
         target = _from_tensor(target)
+    if isinstance(target, np.integer):
+        target = int(target)
     if isinstance(target, str):
         if names is None:
             raise ReadoutError(

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 
 from nnsight_vae.errors import InterventionError, SiteError
-from nnsight_vae.sites import Key, Selection, Unit
+from nnsight_vae.sites import Key, Selection
 from nnsight_vae.vae import VAE
 
 Per = Literal["unit", "site", "position"]
@@ -84,17 +84,3 @@ def default_sites(vae: VAE) -> list[str]:
     if vae.sites[found[-1]].stage == "decoder" and torch.Size(vae.sites[found[-1]].shape).numel() == image:
         found.pop()
     return found
-
-
-def selected_units(vae: VAE, keys: Sequence[Key]) -> list[Unit]:
-    """Every unit that some keys name, in the order given, once each.
-
-    Raises:
-        SiteError: a key names no unit of this VAE or one position only, or there are no keys.
-    """
-    found: dict[Unit, None] = {}
-    for name, (selection, *others) in experiments(vae, keys).items():
-        if others or selection.position:
-            raise SiteError(f"{name!r} is not a unit; this experiment is about each unit as a whole.")
-        found.update(dict.fromkeys(vae.sites.units(selection)))
-    return list(found)

@@ -1,5 +1,6 @@
 from . import (
     adapters as adapters,
+    attribution as attribution,
     causal as causal,
     circuits as circuits,
     datasets as datasets,
@@ -44,12 +45,15 @@ from .levels.inputs import manipulate_inputs as manipulate_inputs
 from .levels.latent_metrics import latent_metrics as latent_metrics
 from .levels.latents import perturb_latents as perturb_latents
 from .levels.mediation import mediate as mediate
+from .levels.paths import path_effects as path_effects
 from .levels.patching import patch_activations as patch_activations
+from .levels.shapley import sequential_mediators as sequential_mediators, shapley_mediators as shapley_mediators
 from .loading import load as load
-from .mediation_result import Mediation as Mediation, Proportion as Proportion
+from .mediation_result import Mediation as Mediation
 from .models import zoo as zoo
 from .pairs import Pairs as Pairs
 from .posterior import Posterior as Posterior
+from .proportion import Proportion as Proportion
 from .report.analysis import analyze as analyze
 from .sites import Selection as Selection, Site as Site, Unit as Unit
 from .vae import VAE as VAE

@@ -2,48 +2,30 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from nnsight_vae import statistics
-from nnsight_vae.effects import FEW_CLUSTERS, Effects
+from nnsight_vae.effects import Effects
 from nnsight_vae.errors import DataError
+from nnsight_vae.proportion import Interval, Proportion, proportions
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
-_LEVEL = 0.95
-_PRINTED_TARGETS = 8
-_Row = tuple[str, str, float | None, float | None, float | None, str]
+Scale = Literal["difference", "relative"]
 
-
-@dataclass(frozen=True)
-class Proportion:
-    """The share of a total effect that passes through the mediators, TNIE / TE, or why there is none.
-
-    It can lie outside [0, 1]: when the direct and the indirect path oppose each other, neither is a part of the other.
-
-    Attributes:
-        value: mean(TNIE) / mean(TE); None when undefined.
-        low: lower end of the 95 % percentile bootstrap interval of that ratio, both means from the same resamples.
-        high: upper end.
-        reason: why there is no value; empty when there is one.
-    """
-
-    value: float | None
-    low: float | None
-    high: float | None
-    reason: str = ""
-
-    def __str__(self) -> str:
-        if self.value is None:
-            return f"none: {self.reason}"
-        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+_NEAR_ZERO = (
+    0.01  # of the mean |Y(base)|: below it a relative effect says more about the pair's base than about the effect
+)
+_Runs = Float[np.ndarray, "target pair"]
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -57,9 +39,19 @@ class Mediation:
         PNIE = Y(b, M_s) - Y(b, b)      pure natural indirect effect   (noising)
         TNIE = Y(s, s)   - Y(s, M_b)    total natural indirect effect  (denoising)
         NDE  = TE - TNIE                natural direct effect, Y(s, M_b) - Y(b, b)
+        TDE  = TE - PNIE                total direct effect, Y(s, s) - Y(b, M_s)
         INT  = TNIE - PNIE              mediated interaction
 
-    so that TE = NDE + TNIE = PNIE + NDE + INT for every pair. Each quantity is an `Effects` with one unit, the mediators.
+    so that TE = NDE + TNIE = PNIE + NDE + INT for every pair. With mediators that were also held at a value m,
+
+        CDE(m)    = Y(s, m) - Y(b, m)   controlled direct effect
+        INTref(m) = NDE - CDE(m)        reference interaction
+
+    and TE = CDE + INTref + INT + PNIE (four-way decomposition). Each quantity is an `Effects` with one unit, the mediators.
+
+    On the relative scale every quantity is divided by its pair's Y(b, b), so TE = Y(s, s) / Y(b, b) - 1. Sums within a pair
+    still hold, but what links a pair to its reverse does not: TE(b -> s) is no longer -TE(s -> b), nor is INT the same both
+    ways, for the two are divided by different numbers.
 
     Attributes:
         te: total effect.
@@ -67,8 +59,12 @@ class Mediation:
         pnie: pure natural indirect effect.
         tnie: total natural indirect effect.
         interaction: mediated interaction.
+        cde: controlled direct effect; None unless the mediators were held at a value.
+        intref: reference interaction; None unless the mediators were held at a value.
 
-    Source: Pearl 2001, Direct and indirect effects; Robins & Greenland 1992; VanderWeele 2014 for the decomposition.
+    Source: Pearl 2001, Direct and indirect effects; Robins & Greenland 1992; VanderWeele 2014, doi
+        10.1097/EDE.0000000000000121, for the decompositions (excess relative scale: its section on the ratio scale); Vig et
+        al. 2020, arXiv 2004.12265, for y_set / y_null - 1 in networks.
 
     Example:
         >>> angle = np.arange(1.0, 21.0)[None]                     # one target, 20 pairs
@@ -77,13 +73,14 @@ class Mediation:
         >>> m.proportion["angle"].value
         0.75
         >>> print(m)
-        Mediation through encoder.4[0:8]: 20 pairs, means with 95 % bootstrap intervals
-        angle  TE        10.5  [7.9, 12.9]
-               NDE       2.62  [1.98, 3.23]
-               PNIE      5.25  [3.95, 6.45]
-               TNIE      7.88  [5.92, 9.68]
-               INT       2.62  [1.98, 3.23]
+        Mediation through encoder.4[0:8]: 20 pairs, means with 95 % intervals
+        angle  TE        10.5  [7.89, 13.4]
+               NDE       2.62  [1.97, 3.35]
+               PNIE      5.25  [3.94, 6.7]
+               TNIE      7.88  [5.92, 10.1]
+               INT       2.62  [1.97, 3.35]
                TNIE/TE   0.75  [0.75, 0.75]
+        TE = NDE (past the mediators) + TNIE (through them); TNIE = PNIE (through them alone) + INT (with the rest)
     """
 
     te: Effects
@@ -91,44 +88,59 @@ class Mediation:
     pnie: Effects
     tnie: Effects
     interaction: Effects
+    cde: Effects | None = None
+    intref: Effects | None = None
 
     @classmethod
     def from_runs(
         cls,
-        base: Float[np.ndarray, "target pair"],
-        source: Float[np.ndarray, "target pair"],
-        noised: Float[np.ndarray, "target pair"],
-        denoised: Float[np.ndarray, "target pair"],
+        base: _Runs,
+        source: _Runs,
+        noised: _Runs,
+        denoised: _Runs,
         *,
+        base_held: _Runs | None = None,
+        source_held: _Runs | None = None,
+        scale: Scale = "difference",
         targets: Sequence[str],
         mediator: str,
         groups: Shaped[np.ndarray, " pair"] | None = None,
+        source_groups: Shaped[np.ndarray, " pair"] | None = None,
         provenance: dict[str, Any] | None = None,
     ) -> Mediation:
         """Mediation from the readouts of the four runs, which must share input pairs and noise.
 
         Args:
-            base: Y(b, b), the base run.
+            base: Y(b, b), the base run, [target, pair].
             source: Y(s, s), the source run.
             noised: Y(b, M_s), the base run with the source's mediators.
             denoised: Y(s, M_b), the source run with the base's mediators.
+            base_held: Y(b, m), the base run with the mediators held at a value; needs `source_held`.
+            source_held: Y(s, m), the source run with the mediators held at the same value.
+            scale: `"difference"`, in units of the readout, or `"relative"`, each quantity / Y(b, b) of its pair.
             targets: names of the readout's targets.
             mediator: what the mediators are called, e.g. `"encoder.4[0:8]"`.
-            groups: cluster id (base image) of each pair.
+            groups: id of the base image of each pair.
+            source_groups: id of the source image of each pair, where sources are reused.
             provenance: kept with every quantity.
 
         Returns:
-            The five quantities, in float64.
+            The quantities, in float64.
 
         Raises:
-            DataError: the runs differ in shape, or do not fit the names, or are not finite.
+            DataError: the runs differ in shape, or do not fit the names, or are not finite; or the scale is relative and
+                Y(b, b) changes sign or is near 0 (below 1 % of its mean size) in some pair.
         """
-        runs = {"base": base, "source": source, "noised": noised, "denoised": denoised}
-        shapes = {name: np.shape(run) for name, run in runs.items()}
-        if len(set(shapes.values())) > 1 or len(shapes["base"]) != 2:
-            raise DataError(f"The four runs have shapes {shapes}; expected one shape [target, pair] for all.")
-        y_bb, y_ss, y_bs, y_sb = (np.asarray(run, dtype=np.float64) for run in runs.values())
-        te, pnie, tnie = y_ss - y_bb, y_bs - y_bb, y_ss - y_sb
+        given = {"base": base, "source": source, "noised": noised, "denoised": denoised}
+        held = {"base_held": base_held, "source_held": source_held}
+        given |= {name: run for name, run in held.items() if run is not None}
+        shapes = {name: np.shape(run) for name, run in given.items()}
+        if len(set(shapes.values())) > 1 or len(shapes["base"]) != 2 or len(given) == 5:
+            raise DataError(
+                f"The runs have shapes {shapes}; expected one shape [target, pair] for four, or six, of them."
+            )
+        y = {name: np.asarray(run, dtype=np.float64) for name, run in given.items()}
+        te, pnie, tnie = y["source"] - y["base"], y["noised"] - y["base"], y["source"] - y["denoised"]
         quantities = {
             "TE": te,
             "NDE": te - tnie,
@@ -136,9 +148,22 @@ class Mediation:
             "TNIE (denoising)": tnie,
             "INT": tnie - pnie,
         }
+        if "base_held" in y:
+            quantities["CDE"] = y["source_held"] - y["base_held"]
+            quantities["INTref"] = quantities["NDE"] - quantities["CDE"]
+        divisor = _divisor(y["base"], scale, targets)
+        record = (provenance or {}) | {"scale": scale}
         return cls(
             *(
-                Effects(values[None], (mediator,), tuple(targets), estimand, groups, provenance or {})
+                Effects(
+                    (values / divisor)[None],
+                    (mediator,),
+                    tuple(targets),
+                    estimand,
+                    groups,
+                    record,
+                    source_groups=source_groups,
+                )
                 for estimand, values in quantities.items()
             )
         )
@@ -153,84 +178,127 @@ class Mediation:
         """What the mediators are called."""
         return self.te.units[0]
 
+    @property
+    def scale(self) -> str:
+        """`"difference"` or `"relative"`."""
+        return self.te.provenance.get("scale", "difference")
+
+    @property
+    def tde(self) -> Effects:
+        """Total direct effect, TE - PNIE."""
+        return replace(self.te, values=self.te.values - self.pnie.values, estimand="TDE")
+
+    @property
+    def quantities(self) -> dict[str, Effects]:
+        """The quantities by their short names: TE, NDE, PNIE, TNIE, INT and, where there are any, CDE and INTref."""
+        named = {"TE": self.te, "NDE": self.nde, "PNIE": self.pnie, "TNIE": self.tnie, "INT": self.interaction}
+        held = {"CDE": self.cde, "INTref": self.intref}
+        return named | {name: effects for name, effects in held.items() if effects is not None}
+
     @cached_property
     def proportion(self) -> dict[str, Proportion]:
-        """TNIE / TE for each target; none unless the 95 % interval of TE excludes 0.
+        """TNIE / TE for each target, with its percentile interval; none unless the 95 % interval of TE excludes 0."""
+        return self.proportion_of("TNIE")
 
-        A ratio whose denominator may be 0 has no useful interval: it is refused with its reason rather than printed as
-        a huge number.
+    def proportion_of(
+        self, quantity: str, *, interval: Interval = "percentile", level: float = 0.95
+    ) -> dict[str, Proportion]:
+        """Another quantity's share of the total effect, or another interval of it; see `proportions`.
+
+        Args:
+            quantity: one of `quantities`, such as `"PNIE"` or `"NDE"`.
+            interval: `"percentile"` or `"fieller"`.
+            level: coverage aimed at.
+
+        Returns: target -> `Proportion`.
+
+        Raises:
+            DataError: no such quantity or interval.
         """
-        if self.te.n_clusters < 2:
-            reason = "one independent pair gives no interval for TE"
-            return dict.fromkeys(self.targets, Proportion(None, None, None, reason))
-        te, tnie, groups = self.te.values[0], self.tnie.values[0], self.te.groups
-        te_low, te_high = statistics.bootstrap_interval(te, groups, level=_LEVEL)
-        low, high = statistics.bootstrap_ratio_interval(tnie, te, groups, level=_LEVEL)
-        proportions = {}
-        for i, target in enumerate(self.targets):
-            if te_low[i] <= 0 <= te_high[i]:
-                reason = f"the interval of TE, [{te_low[i]:.3g}, {te_high[i]:.3g}], contains 0"
-                proportions[target] = Proportion(None, None, None, reason)
-            elif not np.isfinite([low[i], high[i]]).all():
-                reason = "TE is exactly 0 in too many resamples"
-                proportions[target] = Proportion(None, None, None, reason)
-            else:
-                value = tnie[i].mean() / te[i].mean()
-                proportions[target] = Proportion(float(value), float(low[i]), float(high[i]))
-        return proportions
+        if quantity not in self.quantities:
+            raise DataError(f"no quantity {quantity!r} here; there are {', '.join(self.quantities)}.")
+        return proportions(self.quantities[quantity], self.te, interval=interval, level=level)
 
     def to_frame(self) -> pd.DataFrame:
         """One row per target and quantity: target, quantity, value, ci_low, ci_high, note.
 
-        The quantities are TE, NDE, PNIE, TNIE, INT and the proportion TNIE/TE, whose value is missing, with the reason in
+        The quantities are those of `quantities` and the proportion TNIE/TE, whose value is missing, with the reason in
         `note`, where it is undefined. Intervals are missing when there is a single independent pair.
         """
         import pandas as pd
 
-        return pd.DataFrame(self._rows(), columns=["target", "quantity", "value", "ci_low", "ci_high", "note"])
+        from nnsight_vae.mediation_table import rows
 
-    def _rows(self) -> list[_Row]:
-        quantities = {"TE": self.te, "NDE": self.nde, "PNIE": self.pnie, "TNIE": self.tnie, "INT": self.interaction}
-        means = {name: effects.mean()[0] for name, effects in quantities.items()}
-        bounds = {name: self._bounds(effects) for name, effects in quantities.items()}
-        rows: list[_Row] = []
-        for i, target in enumerate(self.targets):
-            rows += [(target, name, float(means[name][i]), *bounds[name][i], "") for name in quantities]
-            share = self.proportion[target]
-            rows.append((target, "TNIE/TE", share.value, share.low, share.high, share.reason))
-        return rows
+        return pd.DataFrame(rows(self), columns=["target", "quantity", "value", "ci_low", "ci_high", "note"])
 
-    def _bounds(self, effects: Effects) -> list[tuple[float | None, float | None]]:
-        if effects.n_clusters < 2:
-            return [(None, None)] * len(self.targets)
-        # the pure function: `Effects.ci` would warn five times about few pairs; the printed header says it once
-        low, high = statistics.bootstrap_interval(effects.values[0], effects.groups, level=_LEVEL)
-        return [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
+    def plot(self) -> tuple[Figure, np.ndarray]:
+        """Forest plot: the mean of every quantity with its 95 % interval, one panel a target (the first eight).
+
+        Returns:
+            The figure and its axes, one per panel.
+        """
+        from nnsight_vae.plots import plot_mediation
+
+        return plot_mediation(self)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything to an `.npz` file (plain arrays and a JSON header, nothing pickled).
+
+        It is also a file of `Effects`: TE, with the other quantities as its parts.
+
+        Raises:
+            DataError: the folder does not exist or cannot be written to.
+        """
+        rest = {name: effects for name, effects in self.quantities.items() if name != "TE"}
+        replace(self.te, parts=rest).save(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Mediation:
+        """Read a mediation written by `save`.
+
+        Raises:
+            DataError: the file is missing, unreadable, or holds no mediation.
+        """
+        te = Effects.load(path)
+        parts = dict(te.parts)
+        try:
+            quantities = [parts.pop(name) for name in ("NDE", "PNIE", "TNIE", "INT")]
+        except KeyError as missing:
+            raise DataError(f"{Path(path)} holds {te!r}, no mediation ({missing} is missing).") from None
+        return cls(replace(te, parts={}), *quantities, parts.get("CDE"), parts.get("INTref"))
+
+    def select(self, targets: str | Sequence[str]) -> Mediation:
+        """The same mediation on some targets, in the order asked for.
+
+        Raises:
+            ReadoutError: no such target here.
+        """
+        parts = (self.te, self.nde, self.pnie, self.tnie, self.interaction, self.cde, self.intref)
+        return Mediation(*(part and part.select(targets=targets) for part in parts))
 
     def __repr__(self) -> str:
         return f"Mediation(through {self.mediator}: {len(self.targets)} targets x {self.te.n_pairs} pairs)"
 
     def __str__(self) -> str:
-        clusters = "" if self.te.groups is None else f" ({self.te.n_clusters} independent)"
-        intervals = f"means with {_LEVEL:.0%} bootstrap intervals".replace("%", " %")
-        if self.te.n_clusters < 2:
-            intervals = "no intervals from a single independent pair"
-        elif self.te.n_clusters < FEW_CLUSTERS:
-            intervals += ", too narrow with so few pairs"
-        lines = [f"Mediation through {self.mediator}: {self.te.n_pairs} pairs{clusters}, {intervals}"]
-        parts = (self.te, self.nde, self.pnie, self.tnie, self.interaction)
-        rows = Mediation(*(part.select(targets=self.targets[:_PRINTED_TARGETS]) for part in parts))._rows()
-        width = max(len(row[0]) for row in rows)
-        numbers = max(len(_number(row[2])) for row in rows)
-        for target, name, value, low, high, note in rows:
-            label = target if name == "TE" else ""
-            interval = "" if low is None or high is None else f"[{_number(low)}, {_number(high)}]"
-            text = note and f"none: {note}"
-            lines.append(f"{label:<{width}}  {name:<8}  {text or f'{_number(value):<{numbers}}  {interval}'}".rstrip())
-        if len(self.targets) > _PRINTED_TARGETS:
-            lines.append(f"... and {len(self.targets) - _PRINTED_TARGETS} more targets: see to_frame()")
-        return "\n".join(lines)
+        from nnsight_vae.mediation_table import text
+
+        return text(self)
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"
+def _divisor(base: np.ndarray, scale: str, targets: Sequence[str]) -> np.ndarray | float:
+    """What effects are divided by on a scale; refused where a pair's base is no yardstick."""
+    if scale not in get_args(Scale):
+        raise DataError(f"scale must be 'difference' or 'relative', got {scale!r}.")
+    if scale == "difference":
+        return 1.0
+    sizes = np.abs(base)
+    small = (sizes <= _NEAR_ZERO * sizes.mean(axis=1, keepdims=True)).any(axis=1)
+    mixed = (np.sign(base).min(axis=1) < 0) & (np.sign(base).max(axis=1) > 0)
+    for target, is_small, is_mixed in zip(targets, small, mixed, strict=False):
+        if is_small or is_mixed:
+            what = "changes sign between pairs" if is_mixed else "is near 0 in some pair"
+            raise DataError(
+                f"relative effects on {target} are undefined: Y(base) {what}. Use scale='difference', or a readout that stays "
+                "clear of 0, such as a probability or an intensity."
+            )
+    return base

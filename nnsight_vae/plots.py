@@ -28,7 +28,7 @@ from nnsight_vae._canvas import (
 )
 from nnsight_vae._files import write_atomically
 from nnsight_vae.circuits.draw import plot_circuit, plot_factor_graph
-from nnsight_vae.circuits.style import FAINT, INK, LOWERS, RAISES
+from nnsight_vae.circuits.style import FAINT, INK, LOWERS, NEUTRAL, RAISES
 from nnsight_vae.errors import DataError
 from nnsight_vae.statistics import mean_interval
 
@@ -38,17 +38,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nnsight_vae.effects import Effects
+    from nnsight_vae.mediation_result import Mediation
 
 __all__ = [
     "plot_circuit",
     "plot_effects",
     "plot_factor_graph",
     "plot_image_grid",
+    "plot_mediation",
     "plot_traversals",
     "save_figure",
 ]
 
 FORMATS = ("png", "svg", "pdf")
+MOST_PANELS = 8
 DEAD_KL = 0.01  # nats: a latent below carries next to nothing
 
 
@@ -131,6 +134,50 @@ def _plot_one_target(effects: Effects, rows: np.ndarray) -> tuple[Figure, Axes]:
     note = f"showing {len(rows)} of {len(effects.units)} units" if len(rows) < len(effects.units) else ""
     title(axes, effects.estimand, note)
     return figure, axes
+
+
+def plot_mediation(mediation: Mediation) -> tuple[Figure, np.ndarray]:
+    """Forest plot of a mediation: mean and 95 % interval of every quantity, one panel a target; the proportion below it.
+
+    Blue raises and orange lowers, clear of 0; grey is neither.
+
+    Args:
+        mediation: what `nv.mediate` returned. Of more than eight targets the first eight are shown, and the title says so.
+
+    Returns: the figure and its axes, [target].
+    """
+    from nnsight_vae.mediation_table import rows
+
+    targets = mediation.targets[:MOST_PANELS]
+    names = list(mediation.quantities)
+    figure = new_figure(1.2 + 2.6 * len(targets), 1.3 + 0.26 * len(names))
+    panels = figure.subplots(1, len(targets), squeeze=False, sharey=True)[0]
+    found = rows(mediation.select(targets))
+    for axes, target in zip(panels, targets, strict=True):
+        mine = {row.quantity: row for row in found if row.target == target}
+        axes.axvline(0.0, color=FAINT, linewidth=0.6, zorder=1)
+        for place, name in enumerate(names):
+            row = mine[name]
+            if row.ci_low is not None and row.ci_high is not None:
+                axes.hlines(place, row.ci_low, row.ci_high, color=FAINT, linewidth=1.4, zorder=2)
+            colour = RAISES if (row.ci_low or 0.0) > 0 else LOWERS if (row.ci_high or 0.0) < 0 else NEUTRAL
+            axes.scatter(row.value, place, s=26, color=colour, zorder=3)
+        name_ticks(axes.yaxis, names)
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        quiet(axes)
+        axes.set_title(target, loc="left", fontsize=9, color=INK, parse_math=False)
+        share = mine["TNIE/TE"]
+        said = "none" if share.value is None else f"{share.value:.2f} [{share.ci_low:.2f}, {share.ci_high:.2f}]"
+        axes.set_xlabel(f"TNIE/TE: {said}", fontsize=8, color=FAINT)
+    shown = (
+        f" (showing {len(targets)} of {len(mediation.targets)} targets)"
+        if len(targets) < len(mediation.targets)
+        else ""
+    )
+    unit = ", relative to Y(base)" if mediation.scale == "relative" else ""
+    text = f"Through {mediation.mediator}{unit}: mean and 95 % interval{shown}"
+    figure.suptitle(text, x=0.01, ha="left", fontsize=9, color=INK, parse_math=False)
+    return figure, panels
 
 
 def plot_traversals(

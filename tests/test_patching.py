@@ -60,12 +60,10 @@ def test_every_intervention_at_a_position_equals_hooks(name):
     eps, read = noise_like_latent(vae, 4), Everything(model.image)
     drawn = torch.randint(4, (4,), generator=torch.Generator().manual_seed(7))
     checked = 0
-    for site in vae.sites.values():
-        if not site.grid:
-            continue
+    for site in [site for site in vae.sites.values() if site.grid][::2]:
         donor = record(model, source, site.name, eps)
         resampled = record(model, source[drawn], site.name, eps)
-        keys = [nv.Selection(site.name, (0,), p) for p in site.positions[:: max(1, len(site.positions) // 3)]]
+        keys = [nv.Selection(site.name, (0,), p) for p in site.positions[:: max(1, len(site.positions) // 2)]]
         keys += [nv.Selection(site.name, None, site.positions[-1]), nv.Selection(site.name, (0, site.n_units - 1), site.positions[1])]  # fmt: skip
         plan, wanted = [], []
         for key in map(vae.sites.select, keys):
@@ -87,7 +85,7 @@ def test_every_intervention_at_a_position_equals_hooks(name):
         for entry, row, want in zip(plan, got, wanted, strict=True):
             torch.testing.assert_close(row, want, atol=1e-5, rtol=0, msg=f"{entry}")
         checked += len(plan)
-    assert checked > 100
+    assert checked >= 50
 
 
 @pytest.mark.parametrize("m", [1, 3, 4, 9, 130])
@@ -260,11 +258,15 @@ def assert_equals_hooks(effects: nv.Effects, named: dict, vae, model, pairs, lev
     np.testing.assert_array_equal(effects.values, both)
 
 
-def some_units(vae: nv.VAE) -> list:
-    """A few units of every site, in one order: early and late ones, alone and in sets across sites."""
+def some_units(vae: nv.VAE, first: int) -> list:
+    """First and last units of the sites, every third of them, and two sets across sites."""
     names = [name for name in vae.sites if name != "latent.eps"]
     units = [f"{name}[{i}]" for name in names for i in sorted({0, vae.sites[name].n_units - 1})]
-    return [*units, (f"{names[1]}[0]", f"{names[-2]}[-1]", "latent.z[1:]"), (f"{names[2]}[0]", f"{names[2]}[1]")]
+    return [
+        *units[first::3],
+        (f"{names[1]}[0]", f"{names[-2]}[-1]", "latent.z[1:]"),
+        (f"{names[2]}[0]", f"{names[2]}[1]"),
+    ]
 
 
 def some_positions(vae: nv.VAE) -> list:
@@ -278,8 +280,8 @@ def test_patching_equals_hooks_per_unit_site_position_and_set(name, noisy):
     model = MODELS[name]
     vae, pairs = pairs_of(model, noisy)
     for per, keys in (
-        ("unit", some_units(vae)[noisy::2]),
-        ("site", [*[s for s in vae.sites if s != "latent.eps"][noisy::2], "latent.z[0:2]"]),
+        ("unit", some_units(vae, int(noisy))),
+        ("site", [*[s for s in vae.sites if s != "latent.eps"][noisy::3], "latent.z[0:2]"]),
         ("position", some_positions(vae) or ["latent.z"]),
     ):
         effects = nv.patch_activations(vae, pairs, keys, readout=READ, per=per)
@@ -315,9 +317,9 @@ def test_effects_through_named_units_equal_nested_runs_with_hooks(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_through_a_vertex_cut_is_the_plain_effect(name):
     vae, pairs = pairs_of(MODELS[name])
-    keys = [site.name for site in vae.sites.values() if site.stage == "encoder"]
+    keys = [site.name for site in vae.sites.values() if site.stage == "encoder"][::2]
     plain = nv.patch_activations(vae, pairs, keys, readout=READ)
-    for cut in (["latent.mu", "latent.logvar"], "latent.z", [["latent.mu", "latent.logvar"], ["latent.z"], ["output"]]):
+    for cut in ("latent.z", [["latent.mu", "latent.logvar"], ["latent.z"], ["output"]]):
         whole = nv.patch_activations(vae, pairs, keys, readout=READ, through=cut)
         np.testing.assert_allclose(whole.values, plain.values, atol=1e-5)
     half = nv.patch_activations(vae, pairs, keys, readout=READ, through=["latent.mu"])

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -23,7 +22,7 @@ class Doses:
     that the shape of a response can be seen.
 
     Args:
-        images: one batch per dose, of equal shape: `[dose, n, *image]`, or a list of batches.
+        images: one batch per dose, `[dose, n, *image]`; `torch.stack(batches)` makes them of a list.
         values: the factor's value at each dose, rising, in the factor's own units.
         factor: name of the factor.
         factor_sd: the factor's standard deviation in the world, for slopes per standard deviation; None: slopes are per unit of
@@ -34,15 +33,16 @@ class Doses:
         propagate: True: descendants of the factor followed the SCM; False: only this factor's own pixels change; None: unknown.
 
     Raises:
-        DataError: batches that differ in shape, are not finite floats or too few; values that do not rise or do not fit them.
+        DataError: images that are not finite floats or too few; values that do not rise or do not fit them.
 
     Example:
+        >>> import torch
         >>> dark, grey, bright = (torch.full((4, 1, 8, 8), shade) for shade in (0.1, 0.5, 0.9))
-        >>> Doses([dark, grey, bright], values=[0.1, 0.5, 0.9], factor="brightness")
+        >>> Doses(torch.stack([dark, grey, bright]), values=[0.1, 0.5, 0.9], factor="brightness")
         Doses(3 values of brightness from 0.1 to 0.9, 4 units of the world, images (1, 8, 8), propagate=None)
     """
 
-    images: Float[Tensor, "dose n *image"] | Sequence[Float[Tensor, "n *image"]]
+    images: Float[Tensor, "dose n *image"]
     values: Float[np.ndarray, " dose"] | Sequence[float]
     factor: str = "dose"
     factor_sd: float | None = None
@@ -52,7 +52,7 @@ class Doses:
     propagate: bool | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "images", _stacked(self.images))
+        _check_images(self.images)
         object.__setattr__(self, "values", _rising(self.values, len(self.images)))
         if self.factor_sd is not None and not 0 < self.factor_sd < np.inf:
             raise DataError(f"Doses: factor_sd is {self.factor_sd}, expected a positive number, or None.")
@@ -75,22 +75,17 @@ class Doses:
         )
 
 
-def _stacked(images: Tensor | Sequence[Tensor]) -> Tensor:
-    batches = list(images)
-    for i, batch in enumerate(batches):
-        if not isinstance(batch, Tensor) or not batch.is_floating_point():
-            got = batch.dtype if isinstance(batch, Tensor) else type(batch).__name__
-            hint = " Divide images by 255: images.float() / 255." if got == torch.uint8 else ""
-            raise DataError(f"Doses: images[{i}] is {got}, expected a batch of floats [n, ...] per dose.{hint}")
-        if batch.ndim < 2 or len(batch) == 0 or batch.shape != batches[0].shape:
-            raise DataError(
-                f"Doses: images[{i}] has shape {tuple(batch.shape)} and images[0] {tuple(batches[0].shape)}; expected equal "
-                "shapes [n, ...]: image i of every batch shows the same unit of the world."
-            )
-        require_finite(batch, f"Doses: images[{i}]")
-    if len(batches) < 2:
-        raise DataError(f"Doses: images of {len(batches)} doses; a response needs two or more.")
-    return images if isinstance(images, Tensor) else torch.stack(batches)
+def _check_images(images: Tensor) -> None:
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        got = images.dtype if isinstance(images, Tensor) else f"a {type(images).__name__}"
+        hint = "torch.stack(batches), divided by 255 where they are 8-bit"
+        raise DataError(f"Doses: images are {got}, expected one tensor of floats [dose, n, ...]: {hint}.")
+    if images.ndim < 3 or len(images) < 2 or images.shape[1] == 0:
+        raise DataError(
+            f"Doses: images have shape {tuple(images.shape)}, expected [dose, n, ...] with two doses or more; image i of every "
+            "dose shows the same unit of the world."
+        )
+    require_finite(images.flatten(0, 1), "Doses: images")
 
 
 def _rising(values: np.ndarray | Sequence[float], n: int) -> Float[np.ndarray, " dose"]:

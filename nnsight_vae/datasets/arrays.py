@@ -206,7 +206,7 @@ class Arrays(Dataset):
                 f"the factors are no grid, use pairs({factor!r}, n) and manipulate_inputs, which match the nearest images."
             )
         return Doses(
-            [self._floats(at_dose) for at_dose in rows],
+            torch.stack([self._floats(at_dose) for at_dose in rows]),
             levels,
             factor,
             factor_sd=float(self._sd[column]),

@@ -129,7 +129,7 @@ class Dataset(ABC):
         held = {} if propagate else {name: batch.factors[:, j] for j, name in enumerate(self.factors)}
         shown = [self.counterfactual(batch, **(held | {factor: level})).images for level in levels]
         return Doses(
-            shown,
+            torch.stack(shown),
             levels,
             factor,
             factor_sd=float(marginal.std()) or None,

@@ -50,7 +50,7 @@ def match_pairs(
     members = rows_by_cell(rest)
     partner: dict[int, int] = {}
     for exactly in (True, False):
-        for row in queue:
+        for row in queue.tolist():
             if len(partner) == n:
                 break
             if row in partner or (anchors is None and not free[row]):
@@ -58,9 +58,10 @@ def match_pairs(
             pool = members[row] if exactly else np.flatnonzero(free)
             pool = pool[free[pool] & (np.abs(value[pool] - value[row]) >= CONTRAST * (1 - _SLACK))]
             if len(pool):
-                partner[row] = pool[0] if exactly else pool[np.square(rest[pool] - rest[row]).sum(axis=1).argmin()]
-                free[[row, partner[row]]] = False
-    found = list(partner) if anchors is None else [row for row in queue if row in partner]
+                best = 0 if exactly else np.square(rest[pool] - rest[row]).sum(axis=1).argmin()
+                partner[row] = int(pool[best])
+                free[row] = free[pool[best]] = False
+    found = list(partner) if anchors is None else [row for row in queue.tolist() if row in partner]
     return shuffled[np.array(found, dtype=np.intp)], shuffled[np.array([partner[r] for r in found], dtype=np.intp)]
 
 

@@ -61,20 +61,23 @@ def unit_blocks(vae: VAE, sites: Sequence[Key] | None) -> tuple[tuple[str, ...],
 
 
 def answers(vae: VAE, x: Tensor, eps: Tensor | None, blocks: Sequence[Block]) -> Iterator[tuple[slice, list[Answer]]]:
-    """The answers of all blocks to successive chunks of x; only one chunk's activations exist at a time."""
-    layout = vae.layout(x)
-    paths = {layout.paths[block.site] for block in blocks}
+    """The answers of all blocks to successive chunks of x; activations of other chunks are not kept."""
     for rows in example_chunks(vae, x):
-        with torch.no_grad():
-            clean = clean_run(vae, x[rows], None if eps is None else eps[rows], paths=paths)
-            found = [_answer(clean.at(block.site).movedim(layout.sites[block.site].axis, 1), block) for block in blocks]
-        yield rows, found
+        yield rows, _chunk(vae, x[rows], None if eps is None else eps[rows], blocks)
+
+
+def _chunk(vae: VAE, x: Tensor, eps: Tensor | None, blocks: Sequence[Block]) -> list[Answer]:
+    layout = vae.layout(x)
+    with torch.no_grad():
+        clean = clean_run(vae, x, eps, paths={layout.paths[block.site] for block in blocks})
+        return [_answer(clean.at(block.site).movedim(layout.sites[block.site].axis, 1), block) for block in blocks]
 
 
 def _answer(activation: Tensor, block: Block) -> Answer:
     size = float(activation.square().mean().sqrt())
     if block.position is not None:
-        return Answer(activation[(slice(None), block.indices, *block.position)][..., None], size)
+        there: tuple[slice | int, ...] = (slice(None), slice(None), *block.position)
+        return Answer(activation[there][:, block.indices, None], size)
     return Answer(activation[:, block.indices].reshape(len(activation), len(block.indices), -1), size)
 
 
@@ -139,12 +142,12 @@ class Scale(NamedTuple):
 
     Attributes:
         sd: 0 for a unit that never varies.
-        rounding: differences up to here, in standard deviations of the unit, may be rounding alone.
+        floor: differences up to here, in the unit's own units, may be rounding alone.
         record: what the standard deviation is over, for provenance.
     """
 
     sd: Float[np.ndarray, " unit"]
-    rounding: Float[np.ndarray, " unit"]
+    floor: Float[np.ndarray, " unit"]
     record: str
 
     @classmethod
@@ -169,22 +172,29 @@ class Scale(NamedTuple):
             usual, _ = _spread([reference], precision)
             silent = (usual == 0) & (sd > 0)
             if silent.any():
-                some = [names[i] for i in np.flatnonzero(silent)]
+                first = names[int(silent.argmax())]
                 warnings.warn(
-                    f"{len(some)} units never vary over the reference and do here (first {some[0]}): their changes are "
+                    f"{silent.sum()} units never vary over the reference and do here (first {first}): their changes are "
                     "in standard deviations over the inputs of this experiment. Use a larger reference.",
                     NnsightVaeWarning,
                     stacklevel=3,
                 )
             sd = np.where(silent | (sd == 0), sd, usual)
             record = f"sd over {reference.values.shape[1]} reference inputs"
-        rounding = np.divide(floor, sd, out=np.zeros_like(sd), where=sd > 0)
-        return cls(sd, rounding, record)
+        return cls(sd, floor, record)
+
+    @property
+    def rounding(self) -> Float[np.ndarray, " unit"]:
+        """The floor in standard deviations of the unit."""
+        return np.divide(self.floor, self.sd, out=np.zeros_like(self.sd), where=self.sd > 0)
 
     def standardised(self, change: Float[np.ndarray, "unit *rest"]) -> Float[np.ndarray, "unit *rest"]:
-        """Changes in standard deviations of their unit; 0 for a unit that never varies."""
-        sd = self.sd.reshape(-1, *[1] * (change.ndim - 1))
-        return np.divide(change, sd, out=np.zeros_like(change), where=sd > 0)
+        """Changes in standard deviations of their unit; 0 where rounding alone could make them.
+
+        Tests over pairs do not see the size of what they test, and rounding can have one sign in all pairs.
+        """
+        sd, floor = (each.reshape(-1, *[1] * (change.ndim - 1)) for each in (self.sd, self.floor))
+        return np.divide(change, sd, out=np.zeros_like(change), where=(sd > 0) & (np.abs(change) > floor))
 
 
 def _spread(parts: Sequence[UnitMeans], precision: float) -> tuple[np.ndarray, np.ndarray]:

@@ -40,7 +40,8 @@ def dose_response(vae: VAE, doses: Doses, sites: Sequence[Key] | None = None) ->
         >>> from nnsight_vae.models import MLPVAE
         >>> vae = nv.VAE(MLPVAE(image_shape=(1, 8, 8), latent=3))
         >>> images = torch.rand(12, 1, 8, 8)
-        >>> doses = nv.Doses([shade * images for shade in (0.2, 0.6, 1.0)], values=[0.2, 0.6, 1.0], factor="shade")
+        >>> shaded = torch.stack([shade * images for shade in (0.2, 0.6, 1.0)])
+        >>> doses = nv.Doses(shaded, values=[0.2, 0.6, 1.0], factor="shade")
         >>> dose_response(vae, doses, sites=["latent.mu"]).values.shape
         (3, 3, 12)
     """
@@ -54,19 +55,20 @@ def dose_response(vae: VAE, doses: Doses, sites: Sequence[Key] | None = None) ->
     usual = reference_means(vae, doses.reference, doses.eps, blocks)
     shown = [unit_means(vae, x, eps, blocks) for x, eps in batches]
     scale = Scale.of(shown, usual, names, doses.images.dtype)
+    values = np.asarray(doses.values, dtype=np.float64)
     raw = np.stack([means.values for means in shown], axis=1)
     record = provenance(vae, unit="standard deviations of the unit", scale=scale.record)
     record["doses"] = {
         "n": len(doses),
         "factor": doses.factor,
-        "values": doses.values.tolist(),
+        "values": values.tolist(),
         "propagate": doses.propagate,
         "noise": "posterior mean" if doses.eps is None else "shared eps",
     }
     return DoseResponse(
         scale.standardised(raw - raw.mean(axis=1, keepdims=True)),
         names,
-        doses.values,
+        values,
         doses.factor,
         doses.factor_sd,
         None if doses.groups is None else doses.groups.cpu().numpy(),

@@ -1,0 +1,348 @@
+"""The input level: what do(factor) changes at every unit, against closed forms, hooks and the world's own equations."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from linear import LinearWorld, random_linear_vae
+from test_engine import record
+from torch import Tensor, nn
+from vaes import all_vaes, images
+
+import nnsight_vae as nv
+from nnsight_vae import engine
+from nnsight_vae.levels import answers as reading
+from nnsight_vae.levels.units import default_sites
+
+MODELS = all_vaes()
+WORLD = LinearWorld()
+SITES = ["enc", "latent.mu"]
+
+
+def linear_world(seed: int = 0):
+    """A linear VAE of the linear world's three pixels, and the matrix from pixels to the units of `SITES`."""
+    model = random_linear_vae(seed, d=3)
+    a1, a2 = model.enc.weight.detach(), model.mu.weight.detach()
+    return nv.VAE(model), torch.cat([a1, a2 @ a1]).numpy()
+
+
+def pixels(batch: Tensor) -> np.ndarray:
+    return batch.flatten(1).numpy().T
+
+
+@pytest.mark.parametrize("propagate", [True, False])
+@pytest.mark.parametrize("factor", ["cause", "effect", "other"])
+def test_the_change_of_every_unit_is_a_matrix_product_with_what_do_moves(factor, propagate):
+    vae, matrix = linear_world()
+    pairs = WORLD.pairs(factor, n=30, seed=2, propagate=propagate)
+    moved = np.zeros(3)
+    moved[WORLD.factors.index(factor)] = 2.0  # the pairs are two units apart
+    if factor == "cause" and propagate:
+        moved[1] = 2.0 * WORLD.weight
+    reference = WORLD.sample(200, seed=9).images
+    found = nv.manipulate_inputs(vae, pairs, SITES, reference=reference)
+    sd = (matrix @ pixels(reference)).std(axis=1)
+    np.testing.assert_allclose(found.values[:, 0], np.repeat((matrix @ moved / sd)[:, None], 30, 1), atol=1e-9)
+    np.testing.assert_allclose(found.parts["norm"].values, np.abs(found.values), atol=1e-12)  # one position a unit
+
+
+def test_without_a_reference_the_sd_is_over_all_base_and_source_runs():
+    vae, matrix = linear_world()
+    by_factor = {factor: WORLD.pairs(factor, n=30, seed=2) for factor in WORLD.factors}
+    found = nv.manipulate_inputs(vae, by_factor, SITES)
+    shown = np.concatenate([pixels(side) for p in by_factor.values() for side in (p.base, p.source)], axis=1)
+    sd = (matrix @ shown).std(axis=1)[:, None]
+    assert found.targets == WORLD.factors
+    for j, pairs in enumerate(by_factor.values()):
+        want = matrix @ (pixels(pairs.source) - pixels(pairs.base)) / sd
+        np.testing.assert_allclose(found.values[:, j], want, atol=1e-9)
+        np.testing.assert_allclose(found.parts["norm"].values[:, j], np.abs(want), atol=1e-9)
+    assert found.provenance["scale"] == "sd over the 180 inputs of the experiment"
+    assert found.provenance["pairs"]["effect"]["factor"] == "effect"
+
+
+def test_the_sd_over_pairs_of_two_draws_is_the_observational_one():
+    """The lower and the higher of two draws together are distributed as the draws."""
+    data = nv.datasets.load("pendulum")
+    pairs = data.pairs("angle", n=1500, seed=1)
+    both = torch.cat([pairs.base_factors, pairs.source_factors]).std(0)
+    torch.testing.assert_close(both, data.sample(1500, seed=5).factors.std(0), rtol=0.06, atol=0)
+    assert pairs.base_factors[:, 0].std() < 0.9 * both[0]  # over bases alone it would be too small
+
+
+def test_a_large_shift_is_bounded_by_its_own_sd_but_not_by_a_reference():
+    vae, _ = linear_world()
+    base = WORLD.sample(40).images
+    pairs = nv.Pairs(base, base + 1000.0)
+    pooled = nv.manipulate_inputs(vae, pairs, SITES)
+    apart = nv.manipulate_inputs(vae, pairs, SITES, reference=base)
+    np.testing.assert_allclose(np.abs(pooled.mean()), 2.0, atol=1e-3)
+    assert np.abs(apart.mean()).min() > 50
+    assert apart.provenance["scale"] == "sd over 40 reference inputs"
+
+
+def test_a_factor_alone_and_beside_others_differ_by_one_scale_per_unit():
+    vae, _ = linear_world()
+    reference = WORLD.sample(100, seed=3).images
+    by_factor = {factor: WORLD.pairs(factor, n=20, seed=2) for factor in WORLD.factors}
+    together = nv.manipulate_inputs(vae, by_factor, SITES, reference=reference)
+    for j, (factor, pairs) in enumerate(by_factor.items()):
+        alone = nv.manipulate_inputs(vae, pairs, SITES, reference=reference)
+        np.testing.assert_allclose(together.values[:, j], alone.values[:, 0], rtol=1e-12)
+        assert together.targets[j] == factor
+
+
+def test_which_units_respond_to_which_factor_is_answered_at_a_false_discovery_rate():
+    """Three units that copy one factor each: the significant cells are the diagonal, nothing else."""
+    model = random_linear_vae(0, d=3, h=3)
+    with torch.no_grad():
+        model.enc.weight.copy_(torch.eye(3))
+    found = nv.manipulate_inputs(nv.VAE(model), WORLD.pairs_by_factor(40), ["enc"]).significant(q=0.05)
+    np.testing.assert_array_equal(
+        found.test.passed[[found.units.index(f"enc[{i}]") for i in range(3)]], np.eye(3, dtype=bool)
+    )
+    causal = nv.manipulate_inputs(nv.VAE(model), WORLD.pairs_by_factor(40, propagate=True), ["enc"]).significant()
+    assert causal.test.passed[causal.units.index("enc[1]")].tolist() == [True, True, False]
+
+
+def test_the_noise_of_a_pair_is_shared_by_both_runs():
+    vae, matrix = linear_world()
+    pairs = WORLD.pairs("cause", n=25)
+    eps = torch.randn(25, 3, generator=torch.Generator().manual_seed(1), dtype=torch.double)
+    noisy = nv.Pairs(pairs.base, pairs.source, eps=eps)
+    z = nv.manipulate_inputs(vae, noisy, ["latent.z"]).values[:, 0]
+    noise = np.exp(-1.0) * eps.numpy().T
+    mu = [matrix[5:] @ pixels(side) for side in (pairs.base, pairs.source)]
+    sd = np.concatenate([mu[0] + noise, mu[1] + noise], axis=1).std(axis=1, keepdims=True)
+    np.testing.assert_allclose(z, (mu[1] - mu[0]) / sd, atol=1e-9)
+
+
+def test_the_reference_of_noisy_pairs_runs_on_noise():
+    vae, matrix = linear_world()
+    pairs, reference = WORLD.pairs("cause", n=25), WORLD.sample(5000, seed=4).images
+    eps = torch.randn(25, 3, generator=torch.Generator().manual_seed(1), dtype=torch.double)
+    noisy = nv.manipulate_inputs(vae, nv.Pairs(pairs.base, pairs.source, eps=eps), ["latent.z"], reference=reference)
+    still = nv.manipulate_inputs(vae, pairs, ["latent.z"], reference=reference)
+    variance = (matrix[5:] @ pixels(reference)).var(axis=1)
+    want = np.sqrt(variance / (variance + np.exp(-2.0)))
+    np.testing.assert_allclose(noisy.mean()[:, 0] / still.mean()[:, 0], want, rtol=0.03)
+
+
+# ---------------------------------------------------------------- units with positions, on every model
+
+
+@pytest.fixture(params=MODELS, scope="module")
+def world(request):
+    model = MODELS[request.param]
+    vae = nv.VAE(copy.deepcopy(model))
+    pairs = nv.Pairs(images(model, 11), images(model, 11, seed=1))
+    vae.encode(pairs.base)
+    shape = vae.sites["latent.mu"].shape
+    return vae, nv.Pairs(
+        pairs.base, pairs.source, eps=torch.randn(11, *shape, generator=torch.Generator().manual_seed(2))
+    )
+
+
+def test_changes_at_units_with_positions_are_means_and_root_mean_squares(world):
+    vae, pairs = world
+    model = vae.module
+    sites = [name for name in default_sites(vae) if vae.sites[name].stage in ("encoder", "latent")]
+    found = nv.manipulate_inputs(vae, pairs, sites)
+    row = 0
+    for name in sites:
+        site = vae.sites[name]
+        before, after = (
+            record(copy.deepcopy(MODELS[_name_of(model)]), x, name, pairs.eps).flatten(2 if len(site.shape) > 1 else 1)
+            for x in (pairs.base, pairs.source)
+        )
+        before, after = (a.reshape(11, site.n_units, -1).double().numpy() for a in (before, after))
+        both = np.concatenate([before, after]).mean(-1)
+        for u in range(site.n_units):
+            sd = both[:, u].std()
+            want = (after - before)[:, u].mean(-1) / sd
+            np.testing.assert_allclose(found.values[row, 0], want, rtol=1e-3, atol=1e-4)
+            size = np.sqrt(np.square((after - before)[:, u]).mean(-1)) / sd
+            np.testing.assert_allclose(found.parts["norm"].values[row, 0], size, rtol=1e-3, atol=1e-4)
+            row += 1
+    assert row == len(found.units)
+
+
+def _name_of(module: nn.Module) -> str:
+    weights = next(module.parameters())
+    return next(n for n, m in MODELS.items() if type(m) is type(module) and torch.equal(next(m.parameters()), weights))
+
+
+def test_a_unit_at_one_position_is_read_there_and_nowhere_else():
+    model = MODELS["conv"]
+    vae, x, y = nv.VAE(copy.deepcopy(model)), images(model, 9), images(model, 9, seed=1)
+    found = nv.manipulate_inputs(vae, nv.Pairs(x, y), ["encoder.0[1]@2,3", "encoder.0[1]", "encoder.0[0]@5,0"])
+    assert found.units == ("encoder.0[1]@2,3", "encoder.0[1]", "encoder.0[0]@5,0")
+    before, after = (record(copy.deepcopy(model), each, "encoder.0").double().numpy() for each in (x, y))
+    for row, (unit, *at) in ((0, (1, 2, 3)), (2, (0, 5, 0))):
+        b, a = before[:, unit, at[0], at[1]], after[:, unit, at[0], at[1]]
+        np.testing.assert_allclose(found.values[row, 0], (a - b) / np.concatenate([a, b]).std(), rtol=1e-4)
+        np.testing.assert_allclose(found.parts["norm"].values[row], np.abs(found.values[row]), rtol=1e-6)
+
+
+def test_units_come_in_the_order_they_are_named():
+    vae, _ = linear_world()
+    names = ["latent.mu[2]", "enc[3]", "latent.mu[0]", "enc[0:2]"]
+    found = nv.manipulate_inputs(vae, WORLD.pairs("other", 12), names)
+    assert found.units == ("latent.mu[2]", "enc[3]", "latent.mu[0]", "enc[0]", "enc[1]")
+    whole = nv.manipulate_inputs(vae, WORLD.pairs("other", 12), SITES)
+    np.testing.assert_allclose(found.values, whole.select(list(found.units)).values, rtol=1e-12)
+
+
+def test_joint_sets_are_refused():
+    vae, _ = linear_world()
+    with pytest.raises(nv.SiteError, match=r"'enc\[0\] \+ enc\[1\]' is a joint set"):
+        nv.manipulate_inputs(vae, WORLD.pairs("other", 12), [("enc[0]", "enc[1]")])
+
+
+# ---------------------------------------------------------------- units that never vary; memory
+
+
+def test_rounding_alone_is_no_change():
+    """Every input is a permutation of the same numbers, so that their sum is constant but for rounding."""
+    model = random_linear_vae()
+    with torch.no_grad():
+        model.enc.weight[0] = 1.0
+    rows = [
+        torch.arange(6.0, dtype=torch.double).sin()[torch.randperm(6, generator=torch.Generator().manual_seed(i))]
+        for i in range(40)
+    ]
+    x = torch.stack(rows)
+    vae = nv.VAE(model)
+    assert nv.engine.activations(vae, x, ["enc"])["enc"][:, 0].std() > 0
+    for sites in (["enc"], ["enc[0:2]"]):  # whether a unit is dead does not depend on its company
+        found = nv.manipulate_inputs(vae, nv.Pairs(x[:20], x[20:]), sites)
+        assert np.abs(found.values[0]).max() == 0
+        assert np.abs(found.values[1]).max() > 1
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_whether_a_unit_is_alive_does_not_depend_on_its_unit_of_measurement(scale):
+    vae, matrix = linear_world()
+    with torch.no_grad():
+        vae.module.enc.weight.mul_(scale)
+    pairs = WORLD.pairs("cause", n=20)
+    change = matrix @ (pixels(pairs.source) - pixels(pairs.base))
+    sd = (matrix @ np.concatenate([pixels(pairs.base), pixels(pairs.source)], axis=1)).std(axis=1, keepdims=True)
+    np.testing.assert_allclose(nv.manipulate_inputs(vae, pairs, SITES).values[:, 0], change / sd, rtol=1e-8)
+
+
+def test_a_unit_silent_over_the_reference_is_measured_by_its_pairs_and_said_so():
+    vae, _ = linear_world()
+    pairs = WORLD.pairs("cause", n=20)
+    silent = torch.ones(30, 1, 1, 3, dtype=torch.double)
+    with pytest.warns(nv.NnsightVaeWarning, match=r"8 units never vary over the reference .* \(first enc\[0\]\)"):
+        found = nv.manipulate_inputs(vae, pairs, SITES, reference=silent)
+    np.testing.assert_allclose(found.values, nv.manipulate_inputs(vae, pairs, SITES).values)
+    with torch.no_grad():
+        vae.module.enc.weight[2] = 0
+    dead = nv.manipulate_inputs(vae, pairs, ["enc[2]"], reference=WORLD.sample(30).images)
+    assert np.abs(dead.values).max() == 0
+
+
+def test_chunks_change_nothing_and_only_one_at_a_time_is_kept(monkeypatch):
+    model = MODELS["conv"]
+    vae = nv.VAE(copy.deepcopy(model))
+    pairs = nv.Pairs(images(model, 40), images(model, 40, seed=1))
+    sites = ["encoder.0", "latent.z", "decoder.2"]
+    whole = nv.manipulate_inputs(vae, pairs, sites)
+    alive: list[weakref.ref] = []
+    most = 0
+
+    def watched(*args, **kwargs):
+        nonlocal most
+        clean = clean_run(*args, **kwargs)
+        alive.extend(weakref.ref(each) for each in clean.outputs.values())
+        gc.collect()  # a trace leaves cycles behind
+        most = max(most, sum(ref() is not None for ref in alive))
+        return clean
+
+    clean_run = reading.clean_run
+    monkeypatch.setattr(reading, "clean_run", watched)
+    monkeypatch.setattr(engine, "CHUNK_BYTES", 1)  # 16 rows a chunk
+    chunked = nv.manipulate_inputs(vae, pairs, sites)
+    assert len(alive) == 2 * 3 * 3
+    assert most == 3  # the three sites of one run of one chunk
+    np.testing.assert_allclose(chunked.values, whole.values, atol=1e-4)
+    np.testing.assert_allclose(chunked.parts["norm"].values, whole.parts["norm"].values, atol=1e-4)
+
+
+# ---------------------------------------------------------------- invariants and refusals
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=10, deadline=None, derandomize=True)
+def test_the_order_of_pairs_does_not_matter_and_exchanging_base_and_source_flips_the_sign(seed):
+    vae, _ = linear_world(seed)
+    pairs = WORLD.pairs("cause", n=15, seed=seed)
+    found = nv.manipulate_inputs(vae, pairs, SITES)
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(15))
+    np.testing.assert_allclose(nv.manipulate_inputs(vae, pairs[order], SITES).mean(), found.mean(), rtol=1e-9)
+    back = nv.manipulate_inputs(vae, pairs.reversed(), SITES)
+    np.testing.assert_allclose(back.values, -found.values, rtol=1e-9)
+    np.testing.assert_allclose(back.parts["norm"].values, found.parts["norm"].values, rtol=1e-9)
+
+
+def test_pairs_of_different_units_of_the_world_are_refused():
+    vae, _ = linear_world()
+    a, b = WORLD.pairs("cause", 20), WORLD.pairs("other", 20)
+    with pytest.raises(nv.DataError, match=r"'a' and 'b' are not of the same units of the world: 20 and 10 pairs"):
+        nv.manipulate_inputs(vae, {"a": a, "b": b[:10]})
+    grouped = nv.Pairs(b.base, b.source, groups=torch.arange(20).flip(0))
+    straight = nv.Pairs(a.base, a.source, groups=torch.arange(20))
+    for other in (a, straight):
+        with pytest.raises(nv.DataError, match="groups must agree row by row"):
+            nv.manipulate_inputs(vae, {"a": other, "b": grouped})
+    noisy = nv.Pairs(b.base, b.source, eps=torch.zeros(20, 3, dtype=torch.double))
+    with pytest.raises(nv.DataError, match="both carry noise"):
+        nv.manipulate_inputs(vae, {"a": a, "b": noisy})
+    with pytest.raises(nv.DataError, match="no pairs given"):
+        nv.manipulate_inputs(vae, {})
+    with pytest.raises(nv.DataError, match="got a Tensor where pairs belong"):
+        nv.manipulate_inputs(vae, {"a": a.base})
+
+
+def test_groups_of_all_factors_are_those_of_the_result():
+    vae, _ = linear_world()
+    by_factor = {
+        f: nv.Pairs(p.base, p.source, groups=torch.arange(20) // 2)
+        for f, p in ((f, WORLD.pairs(f, 20)) for f in ("cause", "other"))
+    }
+    found = nv.manipulate_inputs(vae, by_factor, SITES)
+    assert found.n_clusters == found.parts["norm"].n_clusters == 10
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        (WORLD.sample(1).images, "the reference is 1 example"),
+        (WORLD.sample(5).images.float(), "dtype"),
+        (WORLD.sample(5).images * float("nan"), "NaN"),
+    ],
+)
+def test_references_without_a_spread_or_that_cannot_be_run_are_refused(reference, message):
+    vae, _ = linear_world()
+    with pytest.raises(nv.DataError, match=message):
+        nv.manipulate_inputs(vae, WORLD.pairs("cause", 12), SITES, reference=reference)
+
+
+# ---------------------------------------------------------------- a model that was given labels
+
+
+def test_the_first_latents_of_the_labelled_model_each_respond_to_their_own_factor_most():
+    data, vae = nv.datasets.load("pendulum"), nv.load("pendulum-labelled-vae")
+    found = nv.manipulate_inputs(vae, data.pairs_by_factor(n=64, seed=3), ["latent.mu[0:4]"])
+    own = np.abs(found.mean())
+    np.testing.assert_array_equal(own.argmax(axis=1), [0, 1, 2, 3])
+    assert (np.diag(own) > 5 * (own - np.diag(np.diag(own))).max(axis=1)).all()
+    assert found.significant(min_effect=0.5).test.passed.sum() == 4

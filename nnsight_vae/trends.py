@@ -94,7 +94,7 @@ def flatness_pvalues(
 
     Each response is taken relative to the mean over doses of its own unit of the world. Under the null hypothesis these curves
     are as likely as their mirror images; the largest of the doses' statistics is held against its distribution under sign flips
-    of whole curves (`significance.max_t_pvalues`), so a unit is one test however many doses there are.
+    of whole curves (`significance.joint_pvalues`), so a unit is one test however many doses there are.
 
     Args:
         responses: one curve per unit and unit of the world.
@@ -112,8 +112,7 @@ def flatness_pvalues(
         array([ True, False])
     """
     centred = responses - responses.mean(axis=1, keepdims=True)
-    found = [significance.max_t_pvalues(each, groups, n_perm=n_perm, seed=seed).min() for each in centred]
-    return np.array(found, dtype=np.float64)
+    return significance.joint_pvalues(centred, groups, n_perm=n_perm, seed=seed)
 
 
 def shape(rises: Bool[np.ndarray, " step"], falls: Bool[np.ndarray, " step"], linear: float) -> str:

@@ -15,7 +15,7 @@ from test_engine import record
 from vaes import all_vaes, images
 
 import nnsight_vae as nv
-from nnsight_vae import trends
+from nnsight_vae import significance, trends
 from nnsight_vae.dose_result import DoseResponse
 
 WORLD = LinearWorld()
@@ -77,6 +77,16 @@ def test_the_flatness_test_equals_its_literal_twin_over_all_sign_patterns():
         observed = largest(np.ones(7))
         count = [largest(np.array(signs)) >= observed - 1e-9 for signs in product([-1, 1], repeat=7)]
         assert found[u] == pytest.approx(np.mean(count))
+
+
+@pytest.mark.parametrize("groups", [None, np.arange(24) // 2])
+def test_one_pass_for_all_units_equals_one_family_wise_test_a_unit(groups, monkeypatch):
+    values = curves(9, (7, 3, 24))
+    monkeypatch.setattr(significance, "_JOINT", 2 * 3 * 256)  # two units at a time
+    found = significance.joint_pvalues(values, groups, n_perm=499, seed=2)
+    each = [significance.max_t_pvalues(unit, groups, n_perm=499, seed=2).min() for unit in values]
+    np.testing.assert_allclose(found, each)
+    assert significance.joint_pvalues(values[:0]).shape == (0,)
 
 
 def test_a_constant_response_has_p_1_and_clusters_are_flipped_whole():

@@ -38,10 +38,15 @@ def columns(wanted: str | Sequence[str], targets: Sequence[str]) -> list[int]:
 
 
 def site_and_index(unit: str) -> tuple[str, int | None]:
-    """'encoder.4[7]' -> ('encoder.4', 7); a set of units, or a whole site, has no single index."""
+    """'encoder.4[7]' -> ('encoder.4', 7); several units, a whole site and a position (`encoder.4[7]@2,3`) have no single index.
+
+    A joint set (`a[0] + b[1]`) is a site of its own.
+    """
+    if " + " in unit:
+        return unit, None
     site, bracket, rest = unit.partition("[")
     index = rest.rstrip("]")
-    return site, int(index) if bracket and index.isdecimal() else None
+    return site.partition("@")[0], int(index) if bracket and index.isdecimal() else None
 
 
 def some(names: Sequence[str], most: int = 12) -> str:

@@ -89,7 +89,7 @@ def warn_if_flat(
 
     Every noising effect on such a target is of second order and has one sign, whatever the unit does, and every gradient
     method gives exactly 0. A target counts as flat where, for each pair, the norm of its gradient with respect to what it
-    reads is below 1e-4 of the norm at the source, and the latter is not 0.
+    reads is below 1e-4 of the norm at the source, and the latter is not 0. A readout that cannot be differentiated is passed over.
 
     Args:
         readout: what is measured.
@@ -97,7 +97,10 @@ def warn_if_flat(
         source: the same of the source run.
         stacklevel: of the warning; 3 names the line that called the caller.
     """
-    slopes = [_slopes(readout, values) for values in (base, source)]
+    try:
+        slopes = [_slopes(readout, values) for values in (base, source)]
+    except RuntimeError:  # torch's own, of a readout that leaves torch, or detaches
+        return
     flat = ((slopes[0] < _FLAT * slopes[1]) & (slopes[1] > 0)).all(dim=0)
     if not flat.any():
         return

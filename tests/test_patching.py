@@ -696,3 +696,109 @@ def test_a_target_the_readout_does_not_have_and_one_it_cannot_read_are_refused()
     seen, unseen = torch.rand(200, 1, 1, 1, generator=generator), torch.rand(200, 1, generator=generator)
     with pytest.raises(nv.ReadoutError, match=r"below 0.8 for unseen .* means nothing"):
         nv.readouts.Factors.fit(seen.expand(-1, 1, 8, 8), unseen, ["unseen"], steps=10)
+
+
+# ---------------------------------------------------------------------- results that mislead
+class FromTheBase:
+    """Squared distance to the base reconstruction: at the base it has no gradient."""
+
+    names = ("distance",)
+
+    def __init__(self, reconstruction: Tensor) -> None:
+        self.base = reconstruction
+
+    def __call__(self, reconstruction: Tensor) -> Tensor:
+        return (reconstruction - self.base[:1]).square().flatten(1).sum(1, keepdim=True)
+
+
+def warned(how: dict, vae, pairs, readout) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        nv.patch_activations(vae, pairs, ["latent.z"], readout=readout, **how)
+    assert all(item.filename == __file__ for item in caught)  # they name the caller's line
+    return [str(item.message) for item in caught]
+
+
+def test_a_readout_without_gradient_at_the_base_is_announced_where_noising_is_asked_for():
+    vae, pairs = pairs_of(MODELS["mlp"], noisy=False)
+    same_base = nv.Pairs(pairs.base[:1].repeat(N, 1), pairs.source)
+    flat = FromTheBase(vae(pairs.base[:1]).detach())
+    for how, count in (
+        ({}, 1),
+        ({"direction": "noising"}, 1),
+        ({"direction": "denoising"}, 0),
+        ({"ablation": "zero"}, 1),
+    ):
+        found = [
+            text for text in warned(how, vae, same_base, flat) if "no gradient at the base run for: distance" in text
+        ]
+        assert len(found) == count
+    assert warned({}, vae, same_base, READ) == []
+    many = nv.readouts.Pixels((20,))
+    assert warned({"direction": "noising"}, vae, same_base, many) == []
+
+
+def test_a_readout_that_cannot_be_differentiated_is_read_all_the_same():
+    vae, pairs = pairs_of(MODELS["mlp"])
+
+    class Outside(ThreePixels):
+        def __call__(self, reconstruction: Tensor) -> Tensor:
+            return torch.from_numpy(super().__call__(reconstruction).numpy().copy())
+
+    class Detached(ThreePixels):
+        def __call__(self, reconstruction: Tensor) -> Tensor:
+            return super().__call__(reconstruction).detach()
+
+    want = nv.patch_activations(vae, pairs, ["latent.z"], readout=READ).values
+    for readout in (Outside(), Detached()):
+        np.testing.assert_array_equal(nv.patch_activations(vae, pairs, ["latent.z"], readout=readout).values, want)
+    with torch.inference_mode():
+        np.testing.assert_array_equal(nv.patch_activations(vae, pairs, ["latent.z"], readout=READ).values, want)
+
+
+def test_pairs_without_orientation_are_announced_where_directions_are_averaged():
+    """A unit that gates: its effect has the sign of the rest, which base and source differ in."""
+
+    class Gate(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.heads, self.out = nn.Linear(2, 4), nn.Linear(1, 2)
+
+        def encode(self, x: Tensor):
+            return x, torch.zeros_like(x)
+
+        def decode(self, z: Tensor):
+            return (z[:, :1] * z[:, 1:]).expand(-1, 2)
+
+    class First:
+        names = ("product",)
+
+        def __call__(self, reconstruction: Tensor) -> Tensor:
+            return reconstruction[:, :1]
+
+    base = torch.tensor([[1.0, 1.0]]) + 0.01 * torch.randn(30, 2, generator=torch.Generator().manual_seed(0))
+    pairs = nv.Pairs(base, base * torch.tensor([2.0, -1.0]))
+    vae = nv.VAE(Gate(), example=base)
+    keys = "latent.z[0]"
+    with pytest.warns(nv.NnsightVaeWarning, match="opposite sign in 1 of the 1 effects"):
+        nv.patch_activations(vae, pairs, keys, readout=First())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for how in ({"direction": "noising"}, {"direction": "denoising"}, {"ablation": "zero"}):
+            nv.patch_activations(vae, pairs, keys, readout=First(), **how)
+
+
+# ---------------------------------------------------------------------- names of results
+def test_results_at_positions_and_of_sets_are_found_by_their_site():
+    vae, pairs = pairs_of(MODELS["residual"], n=12)
+    keys = ["latent.z", ("stem[0]", "latent.z[1]@2,2")]
+    effects = nv.patch_activations(vae, pairs, keys, readout=READ, per="position")
+    assert effects.select("latent.z").units == tuple(f"latent.z@{i},{j}" for i in range(4) for j in range(4))
+    assert effects.select("stem[0] + latent.z[1]@2,2").values.shape == (1, 3, 12)
+    frame = effects.to_frame(n_boot=20, n_perm=20).drop_duplicates("unit")
+    assert frame["site"].tolist() == ["latent.z"] * 16 + ["stem[0] + latent.z[1]@2,2"]
+    assert frame["index"].isna().all()
+    with pytest.raises(nv.SiteError, match="not a unit or site"):
+        effects.select("stem")
+    one = nv.patch_activations(vae, pairs, ["latent.z[1]@0,1"], readout=READ, direction="noising")
+    assert one.units == ("latent.z[1]@0,1",) == one.select("latent.z").units

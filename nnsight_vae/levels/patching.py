@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
 from nnsight_vae.arguments import require
 from nnsight_vae.effects import Effects
-from nnsight_vae.engine import baseline
+from nnsight_vae.engine import activations, baseline
 from nnsight_vae.errors import InterventionError, NnsightVaeWarning
+from nnsight_vae.guards import warn_if_directions_oppose, warn_if_flat
 from nnsight_vae.interventions import Intervention, Mean, Noise, Resample, Set, Swap, Zero
 from nnsight_vae.levels.through import Level, Through, levels_of, require_before, run_through, runs_of
 from nnsight_vae.levels.units import Per, default_sites, experiments
 from nnsight_vae.pairs import Pairs
 from nnsight_vae.progress import progress_bar
 from nnsight_vae.provenance import provenance
-from nnsight_vae.readouts import Readout, reads
-from nnsight_vae.sites import Key
+from nnsight_vae.readouts import Readout, reads, select
+from nnsight_vae.sites import Key, Selection
 from nnsight_vae.vae import VAE
 
 Direction = Literal["both", "noising", "denoising"]
 Ablation = Literal["zero", "mean", "resample"] | Zero | Mean | Resample | Noise | Set
 
 _LARGE = 4 * 2**30  # bytes of effects above which the caller is told
+_FEW_PAIRS, _FEW_TARGETS = 4, 16
 
 
 def patch_activations(
@@ -80,7 +84,8 @@ def patch_activations(
         SiteError, InterventionError, DataError, ReadoutError: before any work.
 
     Warns:
-        NnsightVaeWarning: the effects take more than 4 GiB.
+        NnsightVaeWarning: the effects take more than 4 GiB; noising and denoising are clear and of opposite sign, so that their
+            mean cancels; the readout has no gradient at the base run.
 
     Source: Vig et al. 2020, arXiv 2004.12265 (natural effects); Roy 2025, arXiv 2505.03530 (activation patching of VAEs);
         Goldowsky-Dill et al. 2023, arXiv 2304.05969 (paths).
@@ -106,33 +111,60 @@ def patch_activations(
     for joint in named.values() if levels else ():
         require_before(vae, joint, levels[0])
     ablated = None if ablation is None else _ablation(ablation, pairs)
-    wanted = ("noising", "denoising") if direction == "both" else (direction,)
-    _tell_if_large(len(named) * len(readout.names) * len(pairs), len(wanted))
-    groups, source_groups = pairs.cluster_ids
-    names = _estimands(ablated, levels)
+    ways: tuple[Direction, ...] = ("noising", "denoising") if direction == "both" else (direction,)
+    _warn_if_large(len(named) * len(readout.names) * len(pairs), len(ways))
+    patching = _Patching(vae, pairs, list(named.values()), ablated, levels, readout)
+    with progress_bar("patching", len(ways) * len(named) * len(pairs) * runs_of(levels), progress) as advance:
+        changes = [patching.change(way, advance) for way in ways]
+    ids, estimands = pairs.cluster_ids, _estimands(ablated, levels)
     record = provenance(vae, pairs, readout, direction=direction, per=per, ablation=ablated and repr(ablated))
+    if "noising" in ways:
+        _warn_if_flat(vae, pairs, readout)
+    if direction == "both" and ablated is None:  # the two effects of an ablation are of opposite sign by nature
+        warn_if_directions_oppose(*changes, *ids)
 
-    def effects(values: np.ndarray, estimand: str, parts: dict[str, Effects]) -> Effects:
+    def effects(values: np.ndarray, way: Direction, parts: dict[str, Effects]) -> Effects:
+        groups, source_groups = ids
         return Effects(
-            values, tuple(named), tuple(readout.names), estimand, groups, record, parts, source_groups=source_groups
+            values,
+            tuple(named),
+            tuple(readout.names),
+            estimands[way],
+            groups,
+            record,
+            parts,
+            source_groups=source_groups,
         )
 
-    parts: dict[str, Effects] = {}
-    with progress_bar("patching", len(wanted) * len(named) * len(pairs) * runs_of(levels), progress) as advance:
-        for way in wanted:
-            forth = way == "noising"
-            receiver, donor = (pairs.base, pairs.source) if forth else (pairs.source, pairs.base)
-            put = ablated or Swap(donor)
-            plan = [dict.fromkeys(joint, put) for joint in named.values()]
-            moved = run_through(vae, receiver, plan, levels, readout, eps=pairs.eps, progress=advance)
-            clean = baseline(vae, receiver, readout, eps=pairs.eps)
-            change = moved - clean if forth else clean - moved
-            if ablated is None:
-                change[:, (pairs.base == pairs.source).flatten(1).all(1).to(change.device)] = 0  # one run, not two
-            parts[way] = effects(change.double().cpu().numpy().transpose(0, 2, 1), names[way], {})
-    if direction != "both":
-        return parts[direction]
-    return effects((parts["noising"].values + parts["denoising"].values) / 2, names["both"], parts)
+    parts = {way: effects(change, way, {}) for way, change in zip(ways, changes, strict=True)}
+    return parts[direction] if direction != "both" else effects((changes[0] + changes[1]) / 2, direction, {**parts})
+
+
+@dataclass(frozen=True)
+class _Patching:
+    """One set of experiments on the pairs, in either direction."""
+
+    vae: VAE
+    pairs: Pairs
+    joints: list[tuple[Selection, ...]]
+    ablated: Intervention | None
+    levels: Sequence[Level]
+    readout: Readout
+
+    def change(
+        self, way: Direction, advance: Callable[[int], None] | None
+    ) -> Float[np.ndarray, "experiment target pair"]:
+        """N or D of every experiment."""
+        base, source, eps = self.pairs.base, self.pairs.source, self.pairs.eps
+        receiver, donor = (base, source) if way == "noising" else (source, base)
+        put = self.ablated or Swap(donor)
+        plan = [dict.fromkeys(joint, put) for joint in self.joints]
+        moved = run_through(self.vae, receiver, plan, self.levels, self.readout, eps=eps, progress=advance)
+        clean = baseline(self.vae, receiver, self.readout, eps=eps)
+        change = moved - clean if way == "noising" else clean - moved
+        if self.ablated is None:  # two equal inputs are one run, not two that differ by rounding
+            change[:, (base == source).flatten(1).all(1).to(change.device)] = 0
+        return change.double().cpu().numpy().transpose(0, 2, 1)
 
 
 def _sites_before(vae: VAE, levels: Sequence[Level], readout: Readout) -> list[str]:
@@ -172,7 +204,15 @@ def _estimands(ablated: Intervention | None, levels: Sequence[Level]) -> dict[st
     return {way: name + passing for way, name in names.items()}
 
 
-def _tell_if_large(numbers: int, directions: int) -> None:
+def _warn_if_flat(vae: VAE, pairs: Pairs, readout: Readout) -> None:
+    """Of a few pairs and targets, which is enough for a readout that is flat by its making."""
+    few, site = pairs[:_FEW_PAIRS], reads(readout)
+    names = readout.names[:_FEW_TARGETS]
+    runs = [activations(vae, x, [site], eps=few.eps)[site] for x in (few.base, few.source)]
+    warn_if_flat(readout if names == readout.names else select(readout, names), *runs, stacklevel=4)
+
+
+def _warn_if_large(numbers: int, directions: int) -> None:
     size = 8 * numbers * (1 if directions == 1 else 3)
     if size > _LARGE:
         warnings.warn(

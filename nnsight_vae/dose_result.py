@@ -115,17 +115,19 @@ class DoseResponse:
     def to_frame(self, q: float = 0.05, min_effect: float = 0.0, *, seed: int = 0) -> pd.DataFrame:
         """One row per unit: does it respond, how strongly, and in what shape.
 
-        Columns: unit, site, index; slope with its 95 % bootstrap interval slope_low, slope_high, sign-flip slope_p and
-        Benjamini-Hochberg slope_q; monotonicity, curvature (see `trend`); `range`, the largest minus the smallest mean response,
-        in sd of the unit; `peak`, the dose of the largest mean response; `linear`, R2 of a straight line through the mean
-        responses (missing for a constant); p of "the mean response is the same at every dose" (`trends.flatness_pvalues`) and
-        its q over all units; `responds`: q-value <= q and range >= min_effect; `shape` of the units that respond
-        (`trends.shape`), from the steps between neighbouring doses that pass a sign-flip test at false discovery rate q over
-        units x steps. "monotone" says that steps were found in one direction and none in the other.
+        Columns: unit, site, index; slope with its 95 % interval slope_low, slope_high, sign-flip slope_p and Benjamini-Hochberg
+        slope_q; monotonicity, curvature (see `trend`); `range`, the largest minus the smallest mean response, in sd of the unit;
+        `peak`, the dose of the largest mean response; `linear`, R2 of a straight line through the mean responses (missing for a
+        constant); p of "the mean response is the same at every dose" (`pvalues`) and its q over all units; `responds`:
+        q-value <= q; `shape` of the units that respond (`trends.shape`), from the steps between neighbouring doses that pass a
+        sign-flip test at false discovery rate q over units x steps. "monotone" says that steps were found in one direction and
+        none in the other.
 
         Args:
             q: false discovery rate.
-            min_effect: least range of interest. A deterministic network makes almost every unit respond a little.
+            min_effect: least response of interest, in sd of the unit; a deterministic network makes almost every unit respond a
+                little. It is part of the hypotheses: that the mean response is nowhere further than this from its mean over
+                doses, and that a step is no larger than a share of 1 / (number of steps) of this.
             seed: of the sign flips and the bootstrap.
 
         Raises:
@@ -137,10 +139,9 @@ class DoseResponse:
         if not 0 < q < 1 or min_effect < 0:
             raise DataError(f"q={q}, min_effect={min_effect}: expected a rate q in (0, 1) and min_effect >= 0.")
         curve = self.values.mean(axis=2)
-        size, linear = np.ptp(curve, axis=1), trends.linear_share(curve, self.doses)
-        p = self.pvalues(seed)
+        linear = trends.linear_share(curve, self.doses)
+        p = self.pvalues(min_effect, seed=seed)
         adjusted = significance.benjamini_hochberg(p)
-        responds = (adjusted <= q) & (size >= min_effect)
         slope = self.trend.select(targets="slope").to_frame(seed=seed)
         others = {name: self.trend.mean()[:, i] for i, name in enumerate(self.trend.targets) if i}
         return (
@@ -148,21 +149,26 @@ class DoseResponse:
             .rename(columns=_SLOPE)
             .assign(
                 **others,
-                range=size,
+                range=np.ptp(curve, axis=1),
                 peak=self.doses[curve.argmax(axis=1)],
                 linear=linear,
                 p=p,
                 q=adjusted,
-                responds=responds,
-                shape=self._shapes(responds, linear, q, seed),
+                responds=adjusted <= q,
+                shape=self._shapes(adjusted <= q, linear, q, min_effect, seed),
             )
         )
 
-    def pvalues(self, seed: int = 0) -> Float[np.ndarray, " unit"]:
-        """Per unit, the p-value of "the mean response is the same at every dose" (`trends.flatness_pvalues`)."""
+    def pvalues(self, min_effect: float = 0.0, *, seed: int = 0) -> Float[np.ndarray, " unit"]:
+        """Per unit, the p-value of "the mean response is the same at every dose" (`trends.flatness_pvalues`).
+
+        Args:
+            min_effect: with it, of "it is nowhere further than this from its mean over doses".
+            seed: of the sign flips.
+        """
         needed = significance.permutations_needed(len(self.units), q=0.05)
         n_perm = min(max(needed, _FLIPS_AT_LEAST), _FLIPS_AT_MOST)
-        return trends.flatness_pvalues(self.values, self.groups, n_perm=n_perm, seed=seed)
+        return trends.flatness_pvalues(self.values, self.groups, min_effect=min_effect, n_perm=n_perm, seed=seed)
 
     def plot(self, top: int = 6) -> tuple[Figure, Axes]:
         """The curves of the units with the largest range of mean responses, with 95 % intervals.
@@ -174,9 +180,11 @@ class DoseResponse:
 
         return plot_dose_response(self, top)
 
-    def _shapes(self, responds: np.ndarray, linear: np.ndarray, q: float, seed: int) -> list[str | None]:
-        passed = significance.benjamini_hochberg(self.steps.pvalues(seed=seed)) <= q
-        mean = self.steps.mean()
+    def _shapes(
+        self, responds: np.ndarray, linear: np.ndarray, q: float, min_effect: float, seed: int
+    ) -> list[str | None]:
+        p = self.steps.pvalues(seed=seed, min_effect=min_effect / len(self.steps.targets))
+        passed, mean = significance.benjamini_hochberg(p) <= q, self.steps.mean()
         rises, falls = passed & (mean > 0), passed & (mean < 0)
         return [trends.shape(rises[u], falls[u], linear[u]) if responds[u] else None for u in range(len(self.units))]
 

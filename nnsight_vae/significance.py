@@ -142,6 +142,7 @@ def joint_pvalues(
     values: Float[np.ndarray, "unit cell pair"],
     groups: Shaped[np.ndarray, " pair"] | None = None,
     *,
+    min_effect: float = 0.0,
     n_perm: int = 9999,
     seed: int = 0,
 ) -> Float[np.ndarray, " unit"]:
@@ -152,6 +153,7 @@ def joint_pvalues(
     Args:
         values: one number per unit, cell and pair.
         groups: cluster id of each pair.
+        min_effect: the largest |mean| of the null hypothesis, as in `sign_flip_pvalues`.
         n_perm: sign patterns drawn; all are enumerated when clusters are few.
         seed: of the drawing.
 
@@ -173,10 +175,12 @@ def joint_pvalues(
     step = max(1, _JOINT // (n_cells * max(n_pairs, _FLIPS)))
     counts = []
     for start in range(0, n_units, step):
-        sums = clusters.sums(values[start : start + step].reshape(-1, n_pairs))
+        all_sums = clusters.sums(values[start : start + step].reshape(-1, n_pairs))
+        sums, within = _shifted(all_sums, clusters, min_effect)
         norms = np.linalg.norm(sums, axis=1, keepdims=True)
         scaled = np.divide(sums, norms, out=np.zeros_like(sums), where=norms > 0)
-        observed = np.abs(scaled.sum(axis=1)).reshape(-1, n_cells).max(axis=1) * (1 - _TIE) - _TIE
+        statistic = np.where(within, 0.0, np.abs(scaled.sum(axis=1)))
+        observed = statistic.reshape(-1, n_cells).max(axis=1) * (1 - _TIE) - _TIE
         as_extreme = np.zeros(len(observed), dtype=np.int64)
         for signs in _sign_blocks(len(clusters), n_perm, seed):
             largest = np.abs(signs @ scaled.T).reshape(len(signs), -1, n_cells).max(axis=2)

@@ -87,10 +87,13 @@ def flatness_pvalues(
     responses: Float[np.ndarray, "unit dose world"],
     groups: Shaped[np.ndarray, " world"] | None = None,
     *,
+    min_effect: float = 0.0,
     n_perm: int = 9999,
     seed: int = 0,
 ) -> Float[np.ndarray, " unit"]:
     """For each unit, the p-value of "the mean response is the same at every dose", whatever the shape of the departure.
+
+    With a `min_effect`, of "it is nowhere further than that from its mean over doses".
 
     Each response is taken relative to the mean over doses of its own unit of the world. Under the null hypothesis these curves
     are as likely as their mirror images; the largest of the doses' statistics is held against its distribution under sign flips
@@ -99,6 +102,7 @@ def flatness_pvalues(
     Args:
         responses: one curve per unit and unit of the world.
         groups: cluster id of each unit of the world.
+        min_effect: the largest departure of the null hypothesis, in the units of the responses.
         n_perm: sign patterns drawn; all are enumerated when clusters are few.
         seed: of the drawing.
 
@@ -112,7 +116,7 @@ def flatness_pvalues(
         array([ True, False])
     """
     centred = responses - responses.mean(axis=1, keepdims=True)
-    return significance.joint_pvalues(centred, groups, n_perm=n_perm, seed=seed)
+    return significance.joint_pvalues(centred, groups, min_effect=min_effect, n_perm=n_perm, seed=seed)
 
 
 def shape(rises: Bool[np.ndarray, " step"], falls: Bool[np.ndarray, " step"], linear: float) -> str:

@@ -80,11 +80,13 @@ def test_the_flatness_test_equals_its_literal_twin_over_all_sign_patterns():
 
 
 @pytest.mark.parametrize("groups", [None, np.arange(24) // 2])
-def test_one_pass_for_all_units_equals_one_family_wise_test_a_unit(groups, monkeypatch):
+@pytest.mark.parametrize("least", [0.0, 0.2])
+def test_one_pass_for_all_units_equals_one_family_wise_test_a_unit(groups, least, monkeypatch):
     values = curves(9, (7, 3, 24))
     monkeypatch.setattr(significance, "_JOINT", 2 * 3 * 256)  # two units at a time
-    found = significance.joint_pvalues(values, groups, n_perm=499, seed=2)
-    each = [significance.max_t_pvalues(unit, groups, n_perm=499, seed=2).min() for unit in values]
+    found = significance.joint_pvalues(values, groups, min_effect=least, n_perm=499, seed=2)
+    options = {"min_effect": least, "n_perm": 499, "seed": 2}
+    each = [significance.max_t_pvalues(unit, groups, **options).min() for unit in values]
     np.testing.assert_allclose(found, each)
     assert significance.joint_pvalues(values[:0]).shape == (0,)
 
@@ -255,9 +257,19 @@ def test_a_tuned_unit_has_no_slope_and_is_found_all_the_same():
     assert frame["peak"][0] == 0
     assert (np.sign(frame["curvature"][:2]) == [-1, 1]).all()
     assert frame["site"].tolist() == ["a", "a", "b", "b"]
-    strong = response.to_frame(min_effect=1.5)
-    assert strong["responds"].tolist() == (frame["range"] >= 1.5).tolist()
-    assert not strong["responds"].all()
+
+
+def test_a_least_effect_is_part_of_what_is_tested():
+    """Responses of .3 sd are found, and found to be more than .2 and not more than .4; small steps back are then no turn."""
+    rng = np.random.default_rng(1)
+    curve = np.array([-0.3, 0.0, -0.02, 0.3])[:, None] + 0.02 * rng.normal(size=(4, 60))
+    response = DoseResponse(curve[None] - curve.mean(axis=0), ("a[0]",), np.arange(4.0), "size")
+    assert response.to_frame().loc[0, "shape"] == "mixed"
+    larger = response.to_frame(min_effect=0.2)
+    assert (larger.loc[0, "responds"], larger.loc[0, "shape"]) == (True, "monotone")
+    assert not response.to_frame(min_effect=0.4).loc[0, "responds"]
+    assert response.pvalues(0.4)[0] == 1
+    assert response.pvalues(0.3)[0] > 0.01
 
 
 @given(st.integers(0, 10_000))

@@ -1,4 +1,5 @@
 from .agreements import Agreement as Agreement, agreement as agreement
+from .animation import save_animation as save_animation
 from .base import Record as Record, VAEAttribution as VAEAttribution, record_of as record_of
 from .baselines import Distribution as Distribution
 from .checks import completeness as completeness, sensitivity as sensitivity
@@ -10,8 +11,10 @@ from .gradients import (
 )
 from .guards import guarded as guarded
 from .jacobian import DecoderJacobian as DecoderJacobian, Jacobian as Jacobian
+from .jacobian_sheet import plot_jacobian as plot_jacobian
 from .label_free import LabelFree as LabelFree
 from .layers import LatentConductance as LatentConductance, LatentGradCam as LatentGradCam
+from .pictures import plot_attribution_atlas as plot_attribution_atlas, visualize as visualize
 from .raw_layer import captum_layer as captum_layer
 from .rules import refuse_method as refuse_method
 from .sanity import implementation_invariance as implementation_invariance, model_randomisation as model_randomisation

@@ -144,7 +144,7 @@ def test_slopes_equal_the_matrix_product_with_what_do_moves(factor, propagate, v
     direction = np.eye(3)[WORLD.factors.index(factor)]
     if factor == "cause" and propagate:
         direction[1] = WORLD.weight
-    sd = (matrix @ WORLD.sample(20, seed=3).images.flatten(1).numpy().T).std(axis=1)
+    sd = (matrix @ WORLD.sample(256, seed=3).images.flatten(1).numpy().T).std(axis=1)
     per_unit = matrix @ direction / sd
     marginal = WORLD.sample(1024).factors[:, WORLD.factors.index(factor)].numpy()
     assert doses.factor_sd == pytest.approx(marginal.std())
@@ -166,7 +166,7 @@ def test_doses_show_the_sampled_units_with_the_factor_set():
     batch = WORLD.sample(10, seed=4)
     doses = WORLD.doses("cause", n=10, values=[2.0, -1.0], seed=4)
     assert doses.values.tolist() == [-1.0, 2.0]
-    assert torch.equal(doses.reference, batch.images)
+    assert torch.equal(doses.reference, WORLD.sample(256, seed=4).images)
     for value, shown in zip(doses.values, doses.images.flatten(2), strict=True):
         assert (shown[:, 0] == value).all()
         torch.testing.assert_close(shown[:, 1] - batch.factors[:, 1], WORLD.weight * (value - batch.factors[:, 0]))
@@ -174,6 +174,7 @@ def test_doses_show_the_sampled_units_with_the_factor_set():
     held = WORLD.doses("cause", n=10, values=[2.0, -1.0], seed=4, propagate=False)
     assert torch.equal(held.images.flatten(2)[:, :, 1:], batch.factors[None, :, 1:].expand(2, -1, -1))
     assert (doses.propagate, held.propagate) == (True, False)
+    assert len(WORLD.doses("cause", n=300).reference) == 300
 
 
 def test_default_doses_are_seven_quantiles_of_the_marginal_and_all_values_of_a_coarse_factor():

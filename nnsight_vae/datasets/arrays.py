@@ -17,7 +17,7 @@ from ..doses import Doses
 from ..errors import DataError, NnsightVaeWarning
 from ..pairs import Pairs
 from .array_checks import as_pixels, as_table, check_graph
-from .base import Batch, Dataset, as_images, check_count, dose_values
+from .base import REFERENCE, Batch, Dataset, as_images, check_count, dose_values
 from .matching import CONTRAST, match_doses, match_pairs
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ class Arrays(Dataset):
             levels,
             factor,
             factor_sd=float(self._sd[column]),
-            reference=self.sample(min(max(n, 2), len(self._table)), seed).images,
+            reference=self.sample(min(max(n, REFERENCE), len(self._table)), seed).images,
             propagate=None if self._graph is None else propagate,
         )
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..readouts import Factors
 
 
+REFERENCE = 256  # images that a unit's standard deviation is over in `doses`: it is then known to about 5 %
 _DOSES = 7  # values of a factor in `doses`: enough to tell a peak from a line, few enough to render
 
 
@@ -116,7 +117,7 @@ class Dataset(ABC):
             propagate: True: descendants of the factor follow the SCM. False: all other factors keep the values of the sampled
                 image.
 
-        Returns: doses with the factor's standard deviation, and the sampled images as their reference.
+        Returns: doses with the factor's standard deviation, and 256 sampled images (n where that is more) as their reference.
 
         Raises:
             DataError: an unknown factor, one that takes one value only, values that cannot be drawn or are fewer than two, or
@@ -133,7 +134,7 @@ class Dataset(ABC):
             levels,
             factor,
             factor_sd=float(marginal.std()) or None,
-            reference=batch.images if n > 1 else None,
+            reference=self.sample(max(n, REFERENCE), seed).images,
             propagate=propagate,
         )
 

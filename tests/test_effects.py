@@ -9,6 +9,7 @@ import pytest
 from nnsight_vae import significance, statistics
 from nnsight_vae.effects import Effects
 from nnsight_vae.errors import DataError, NnsightVaeWarning, ReadoutError, SiteError
+from nnsight_vae.standard_errors import t_pvalues
 
 mpl.use("Agg")
 
@@ -42,6 +43,23 @@ def test_intervals_and_p_are_those_of_the_pure_functions_over_clusters(effects):
         significance.sign_flip_pvalues(effects.values, effects.groups, n_perm=99, seed=5),
     )
     assert (effects.pvalues(family_wise=True) >= effects.pvalues()).all()
+
+
+def test_reused_sources_reach_every_interval_and_test():
+    ids = {"groups": np.repeat(np.arange(10), 12), "source_groups": np.tile(np.arange(12), 10)}
+    effects = make([[0.3, 0], [1, -1]], n=120, **ids)
+    assert effects.n_clusters == 10
+    assert "(10 bases x 12 sources)" in repr(effects)
+    for method in ("bootstrap-t", "t", "percentile"):
+        expected = statistics.mean_interval(effects.values, *ids.values(), method=method, n_boot=99, seed=3)
+        np.testing.assert_array_equal(effects.ci(n_boot=99, seed=3, method=method), expected)
+    p = t_pvalues(effects.values, *ids.values(), min_effect=0.1)
+    np.testing.assert_array_equal(effects.pvalues(min_effect=0.1), p)
+    np.testing.assert_array_equal(effects.pvalues(min_effect=0.1, family_wise=True), significance.holm(p))
+    np.testing.assert_array_equal(np.sort(effects.significant(0.9, 0.1).test.p, axis=0), np.sort(p, axis=0))
+    frame = effects.to_frame()
+    np.testing.assert_array_equal(frame.ci_low, effects.ci()[0].ravel())
+    np.testing.assert_array_equal(frame.p, effects.pvalues().ravel())
 
 
 def test_a_single_pair_has_a_mean_and_no_interval():
@@ -85,6 +103,23 @@ def test_minimum_effect_drops_what_is_certain_but_tiny():
     tiny = make([[0.01]], sd=1e-4)
     assert tiny.significant().units == UNITS[:1]
     assert tiny.significant(min_effect=0.02).units == ()
+
+
+def test_minimum_effect_is_tested_not_only_exceeded():
+    """A mean a little above it is no evidence that the effect is."""
+    above = make([[0.25]], sd=1.0, seed=1)
+    assert above.mean()[0, 0] > 0.1
+    assert above.significant(q=0.2).units == UNITS[:1]
+    assert above.significant(q=0.2, min_effect=0.1).units == ()
+    np.testing.assert_array_equal(above.significant(q=0.9, min_effect=0.1).test.p, above.pvalues(min_effect=0.1))
+
+
+def test_by_adjusts_more_than_bh(effects):
+    bh, by = (effects.significant(q=0.9, method=method).test for method in ("bh", "by"))
+    assert (bh.method, by.method) == ("bh", "by")
+    np.testing.assert_allclose(np.sort(by.q, axis=None), np.minimum(1, np.sort(bh.q, axis=None) * 761 / 280))  # H_8
+    with pytest.raises(DataError, match="expected 'bh'"):
+        effects.significant(method="storey")
 
 
 def test_q_values_of_a_selection_stay_those_of_the_family_tested(effects):
@@ -234,7 +269,7 @@ def assert_equal(ours, theirs):
             np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
     assert (ours.test is None) == (theirs.test is None)
     if ours.test:
-        for name in ("p", "q", "passed", "level", "min_effect", "n_tests"):
+        for name in ("p", "q", "passed", "level", "min_effect", "n_tests", "method"):
             np.testing.assert_array_equal(getattr(ours.test, name), getattr(theirs.test, name))
     assert ours.parts.keys() == theirs.parts.keys()
     for name in ours.parts:
@@ -245,7 +280,7 @@ def test_effects_survive_a_file(tmp_path):
     parts = {"noising": make([[1, 2], [3, 4]], provenance={"eps": None}), "denoising": make([[5, 6], [7, 8]])}
     effects = make([[3, 4], [0, 0]], groups=np.arange(40) // 3, provenance={"versions": ["0.1"]}, parts=parts)
     crossed = make([[1.0]], groups=np.repeat(np.arange(8), 5), source_groups=np.tile(np.arange(5), 8))
-    tested = effects.significant(q=0.01, min_effect=0.5)
+    tested = effects.significant(q=0.01, min_effect=0.5, method="by")
     for original in (effects, tested, make([[1.0]]).select([]), crossed, crossed.select(UNITS[0])):
         original.save(tmp_path / "effects.npz")
         assert_equal(Effects.load(tmp_path / "effects.npz"), original)

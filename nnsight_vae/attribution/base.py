@@ -284,7 +284,7 @@ class VAEAttribution(Attribution):
                 "explain, f(x) - f(baseline). Raise n_steps, or take a baseline nearer to the inputs (attributions to a layer that others by-pass "
                 "never add up); record.delta has the numbers.",
                 NnsightVaeWarning,
-                stacklevel=4,
+                stacklevel=5,  # past Captum's decorator of attribute
             )
         return loose
 

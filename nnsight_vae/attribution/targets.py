@@ -71,8 +71,7 @@ def resolve_targets(target: Target, shape: tuple[int, ...], names: tuple[str, ..
         return _all(shape, names)
     if isinstance(target, Tensor):
         target = _from_tensor(target)
-    if isinstance(target, np.integer):
-        target = int(target)
+    target = _plain(target)
     if isinstance(target, str):
         if names is None:
             raise ReadoutError(
@@ -95,6 +94,13 @@ def resolve_targets(target: Target, shape: tuple[int, ...], names: tuple[str, ..
         f"target must be None, an int, a slice, a tuple, a name, a list or 1-D tensor with one entry per example, a Direction or a "
         f"callable; got {type(target).__name__}."
     )
+
+
+def _plain(target: Any) -> Any:
+    """numpy's integers, as argmax and unravel_index give them, as Python's."""
+    if isinstance(target, tuple | list):
+        return type(target)(_plain(part) for part in target)
+    return int(target) if isinstance(target, np.integer) else target
 
 
 def _all(shape: tuple[int, ...], names: tuple[str, ...] | None) -> Targets:

@@ -87,12 +87,13 @@ def _hull(
 ) -> Float[np.ndarray, "2 cell"]:
     """The smallest interval around the union of the sets of each variance."""
     sizes = design.atoms.sizes
-    a, b = top.sum(axis=1) / sizes.sum(), bottom.sum(axis=1) / sizes.sum()
+    n_pairs = int(sizes.sum())
+    a, b = top.sum(axis=1) / n_pairs, bottom.sum(axis=1) / n_pairs
     off = [sums - mean[:, None] * sizes for sums, mean in ((top, a), (bottom, b))]
-    candidates = [_moments(*off, way, sizes.sum()) for way in design.ways]
+    candidates = [_moments(*off, way, n_pairs) for way in design.ways]
     if len(candidates) > 1:
         base, source = candidates
-        atom = _moments(*off, Clusters.of(len(design.atoms)), sizes.sum())
+        atom = _moments(*off, Clusters.of(len(design.atoms)), n_pairs)
         candidates.append(_Moments(*(p + q - r for p, q, r in zip(base, source, atom, strict=True))))
     ends = np.stack([_ends(a, b, moments, t2) for moments in candidates])
     return np.stack([ends[:, 0].min(axis=0), ends[:, 1].max(axis=0)])

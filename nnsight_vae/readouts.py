@@ -1,8 +1,8 @@
 """Readouts: differentiable functions of a model's output that give one number per named target.
 
 Effects are measured on a readout. `Pixels` and `Region` read the reconstruction as it is, `Factors` asks a small
-learned regressor which value of each ground-truth factor the reconstruction shows, and `Latents` reads the posterior
-mean instead of the reconstruction. Any object of your own with `names` and `__call__` is a readout too.
+learned regressor which value of each ground-truth factor the reconstruction shows, `Reencoded` asks the encoder, and
+`Latents` reads the posterior mean instead of the reconstruction. Any object of your own with `names` and `__call__` is a readout too.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from .errors import ReadoutError
 
 if TYPE_CHECKING:
     from .factor_readout import Factors
+    from .reencoded import Reencoded
 
-__all__ = ["Factors", "Latents", "Pixels", "Readout", "Region", "select"]
+__all__ = ["Factors", "Latents", "Pixels", "Readout", "Reencoded", "Region", "select"]
 
 Span = slice | int
 
@@ -31,6 +32,10 @@ def __getattr__(name: str) -> Any:
         from .factor_readout import Factors
 
         return Factors
+    if name == "Reencoded":
+        from .reencoded import Reencoded
+
+        return Reencoded
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

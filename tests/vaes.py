@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from scipy.linalg import hadamard
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -109,6 +110,40 @@ class ResidualVAE(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         return self.out(self.refine(self.grow(z)))
+
+
+class VQVAE(nn.Module):
+    """3 x 3 positions of 16 channels near one of 6 codes each; the decoder snaps them to it, straight-through, as libraries do.
+
+    The codes are rows of a Hadamard matrix, 5.7 apart: no single channel, set to any value it takes, brings one nearer to another.
+    """
+
+    image = (1, 12, 12)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Conv2d(1, 6, 4, 4, bias=False)
+        self.codebook = nn.Embedding(6, 16)
+        self.decoder = nn.Sequential(nn.Conv2d(16, 8, 3, 1, 1), nn.Tanh(), nn.ConvTranspose2d(8, 1, 4, 4))
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        nearly_one_hot = (1000 * self.encoder(x - 0.5)).softmax(1)
+        mu = torch.einsum("nkhw,kc->nchw", nearly_one_hot, self.codebook.weight)
+        return mu, torch.full_like(mu, -8.0)
+
+    def codes(self, z: Tensor) -> Tensor:
+        return (z[:, None] - self.codebook.weight[None, :, :, None, None]).square().sum(2).argmin(1)
+
+    def decode(self, z: Tensor) -> Tensor:
+        snapped = self.codebook(self.codes(z)).movedim(-1, 1)
+        return self.decoder(z + (snapped - z).detach())
+
+
+def vq_vae(seed: int = 0) -> VQVAE:
+    model = seeded(VQVAE(), seed)
+    with torch.no_grad():
+        model.codebook.weight.copy_(torch.from_numpy(hadamard(16)[1:7]))
+    return model
 
 
 def all_vaes() -> dict[str, nn.Module]:

@@ -1,126 +1,129 @@
-"""Latent level: clamp one latent and read what the decoder does with it."""
+"""Latent level: set one latent, one position or one code, and read what the decoder does with it."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from nnsight_vae.arguments import require
 from nnsight_vae.effects import Effects
-from nnsight_vae.engine import activations, baseline, checked_batch, run_interventions
-from nnsight_vae.errors import InterventionError
-from nnsight_vae.interventions import Set
+from nnsight_vae.engine import baseline, checked_batch, run_interventions
+from nnsight_vae.interventions import Quantize
+from nnsight_vae.levels.latent_values import RANGE, Moves, Values, moves
+from nnsight_vae.levels.manifold import off_manifold
+from nnsight_vae.levels.units import Per, experiments
 from nnsight_vae.progress import progress_bar
 from nnsight_vae.provenance import provenance
 from nnsight_vae.readouts import Readout
-from nnsight_vae.runs import repeat
-from nnsight_vae.sites import Unit
+from nnsight_vae.sites import Key, Selection
 from nnsight_vae.vae import VAE
-
-DRAWS = 100  # fewest draws of each latent that its quantiles are taken over
-RANGE = (0.05, 0.95)  # quantiles of the aggregate posterior between which a latent is moved by default
-
-
-def posterior_quantiles(
-    vae: VAE, x: Float[Tensor, "n *image"], quantiles: Sequence[float] = RANGE, seed: int = 0
-) -> Float[Tensor, "quantile latent"]:
-    """Quantiles of each latent's aggregate posterior q(z_k) = mean over x of q(z_k | x).
-
-    One draw from q(z|x) an example (more where examples are fewer than 100): a collapsed latent then gets the prior's spread, not the point its means collapse to, and
-    clamping it to these values stays where the decoder has been trained.
-
-    Args:
-        vae: the model.
-        x: inputs `[n, *image]` that stand for the data.
-        quantiles: in [0, 1].
-        seed: of the draws.
-
-    Returns: `[quantile, latent]`; for a spatial latent `[quantile, channel]`, over examples and positions.
-    """
-    acts = activations(vae, x, ["latent.mu", "latent.logvar"])
-    mu, logvar = acts["latent.mu"], acts["latent.logvar"]
-    draws = math.ceil(DRAWS / len(mu))
-    eps = torch.randn(draws * len(mu), *mu.shape[1:], generator=torch.Generator().manual_seed(seed)).to(mu)
-    z = (repeat(mu, draws) + torch.exp(0.5 * repeat(logvar, draws)) * eps).transpose(0, 1).flatten(1)
-    # numpy: torch.quantile refuses half precision and more than 16 million values
-    return torch.from_numpy(np.quantile(z.double().cpu().numpy(), quantiles, axis=1)).to(mu)
 
 
 def perturb_latents(
     vae: VAE,
     x: Float[Tensor, "n *image"],
-    values: Sequence[float] | None = None,
+    values: Values | None = None,
     *,
     readout: Readout,
+    units: Sequence[Key | tuple[Key, ...]] | Key | None = None,
+    per: Per | None = None,
+    quantiles: Sequence[float] = RANGE,
     eps: Tensor | None = None,
     progress: bool | None = None,
 ) -> Effects:
     """The effect of moving each latent from a low to a high value, everything else of the code kept.
 
     effect_k = Y(do(z_k = last)) - Y(do(z_k = first)), per example. In the result's `parts`, each value's own effect against
-    the unperturbed reconstruction, Y(do(z_k = v)) - Y(z), under the value's name.
+    the unperturbed reconstruction, Y(do(z_k = v)) - Y(z), under the value's name. With a single value, that is the whole result; with
+    `"codes"`, their mean weighted by how often each code is used: the effect of a code drawn anew.
 
     Args:
         vae: the model.
         x: inputs `[n, *image]` whose codes are perturbed.
-        values: the same values for every latent, in latent units; by default each latent's own 5 % and 95 % quantile over the
-            aggregate posterior of x, so that the decoder is asked about codes it has seen.
-        readout: what is measured, e.g. `data.readout()`.
+        values: what latents are set to, one after the other.
+
+            - `"posterior"` (default): each latent's own `quantiles` over the aggregate posterior of x, so that the decoder is
+              asked about values it has seen; parts `"q0.05"`, `"q0.95"`.
+            - `"prior"`: the `quantiles` of N(0, 1).
+            - numbers, in latent units, the same for every latent; parts `"-3"`, `"0.5"`, ...
+            - `nv.Swap(others)`: the counterfactual, each latent as it is for another input, noise shared; part `"swap"`.
+            - `"codes"` (default of a VAE with a codebook): every code that x uses, or 32 drawn by usage where there are more; parts `"code 3"`, ...
+              A continuous value would be snapped back by the quantiser.
+            - any interventions, such as `[nv.Quantize(3), nv.Quantize(5)]` or `nv.Add(1.0)`.
+
+        readout: what is measured, e.g. `data.readout()`, `nv.readouts.Pixels(shape)` or `nv.readouts.Reencoded(vae)`.
+        units: keys at `latent.z`, a tuple of keys being moved together; by default all of it.
+        per: what is moved at once: `"unit"` (a latent, or a channel of a spatial latent, everywhere), `"position"` (all channels at one
+            position, each to its own value), `"site"` (each key as a whole). By default units, for codes positions.
+        quantiles: of `"posterior"` and `"prior"`, in the order in which they are moved through.
         eps: noise `[n, *latent]` of the codes; None perturbs posterior means.
         progress: show a bar; by default on an interactive terminal.
 
-    Returns: `Effects` [latent, target, example], in units of the readout; with one value, its effect against the unperturbed
-        reconstruction.
+    Returns: `Effects` [latent, target, example], in units of the readout. `provenance["values"]` has what each was set to,
+        `provenance["manifold"]` how far that takes the codes from those of the data (`nnsight_vae.levels.manifold`): under `tail`, for each
+        value and unit, the share of clean codes that are at least as far.
 
     Raises:
-        InterventionError: values is empty, not finite, or not one list for all latents.
-        DataError, ReadoutError: before any work.
+        InterventionError: values are empty, repeated, not finite, unknown, or do not fit the units.
+        SiteError, DataError, ReadoutError: before any work.
+
+    Warns:
+        NnsightVaeWarning: most codes leave the 99 % region of the aggregate posterior.
 
     Source: latent intervention of Roy 2025, arXiv 2505.03530; calibrated ranges after Roy et al. 2026, arXiv 2603.21236.
 
     Example:
-        >>> import nnsight_vae as nv
+        >>> import torch, nnsight_vae as nv
         >>> from nnsight_vae.models import MLPVAE
         >>> vae = nv.VAE(MLPVAE(image_shape=(1, 8, 8), latent=3))
         >>> top = nv.readouts.Region({"top": (slice(0, 4), slice(0, 8))})
-        >>> effects = perturb_latents(vae, torch.rand(12, 1, 8, 8), readout=top)
+        >>> effects = perturb_latents(vae, torch.rand(40, 1, 8, 8), readout=top)
         >>> effects.values.shape, list(effects.parts)
-        ((3, 1, 12), ['q0.05', 'q0.95'])
+        ((3, 1, 40), ['q0.05', 'q0.95'])
+        >>> sorted(effects.provenance["manifold"]["tail"]["q0.95"])
+        ['latent.z[0]', 'latent.z[1]', 'latent.z[2]']
     """
     require(vae, readout=readout)
     x, eps = checked_batch(vae, x, eps)
-    n_latents = vae.sites["latent.z"].n_units
+    what, moved = latent_moves(vae, x, values, units, per, quantiles)
+    manifold = off_manifold(vae, x, what, moved, eps)
+    with progress_bar("perturbing latents", len(moved.plan) * len(x), progress) as advance:
+        read = run_interventions(vae, x, moved.plan, readout, eps=eps, progress=advance)
+    read = read.view(len(moved.names), len(what), *read.shape[1:])
+    record = provenance(vae, None, readout, values=moved.record, n=len(x), manifold=manifold)
+    change = (read - baseline(vae, x, readout, eps=eps)).double().cpu().numpy().transpose(0, 1, 3, 2)
+
+    def effects(array: np.ndarray, estimand: str, **more: Any) -> Effects:
+        return Effects(array, tuple(what), tuple(readout.names), estimand, provenance=record, **more)
+
+    parts = {name: effects(row, f"do(z_k = {name})") for name, row in zip(moved.names, change, strict=True)}
+    first, last = moved.names[0], moved.names[-1]
+    if moved.weights is not None:
+        mean = np.tensordot(moved.weights, change, axes=1)
+        return effects(mean, "do(z = code), mean over codes as used", parts=parts)
+    if len(parts) == 1:
+        return parts[first]
+    return effects(change[-1] - change[0], f"do(z_k = {last}) - do(z_k = {first})", parts=parts)
+
+
+def latent_moves(
+    vae: VAE,
+    x: Tensor,
+    values: Values | None,
+    units: Sequence[Key | tuple[Key, ...]] | Key | None = None,
+    per: Per | None = None,
+    quantiles: Sequence[float] = RANGE,
+) -> tuple[dict[str, tuple[Selection, ...]], Moves]:
+    """The experiments, and what each is set to, that the arguments of `perturb_latents` stand for."""
     if values is None:
-        names = [f"q{q:g}" for q in RANGE]
-        table = posterior_quantiles(vae, x).double().cpu().numpy()
-    else:
-        clamps = np.asarray(values, dtype=float)
-        if clamps.ndim != 1 or len(clamps) == 0 or not np.isfinite(clamps).all():
-            raise InterventionError(
-                f"values must be a list of finite numbers in latent units, the same for every latent; got {values!r}."
-            )
-        names = [f"{v:g}" for v in clamps]
-        table = np.repeat(clamps[:, None], n_latents, axis=1)
-    plan = [{Unit("latent.z", k): Set(float(row[k]))} for row in table for k in range(n_latents)]
-    with progress_bar("perturbing latents", len(plan) * len(x), progress) as advance:
-        moved = run_interventions(vae, x, plan, readout, eps=eps, progress=advance)
-    moved = moved.view(len(names), n_latents, *moved.shape[1:])
-    base = baseline(vae, x, readout, eps=eps)
-    units = tuple(f"latent.z[{k}]" for k in range(n_latents))
-    record = provenance(
-        vae, None, readout, values={name: row.tolist() for name, row in zip(names, table, strict=True)}, n=len(x)
-    )
-
-    def effects(change: Tensor, estimand: str, parts: dict[str, Effects] | None = None) -> Effects:
-        array = change.double().cpu().numpy().transpose(0, 2, 1)
-        return Effects(array, units, tuple(readout.names), estimand, None, record, parts or {})
-
-    parts = {name: effects(row - base, f"do(z_k = {name})") for name, row in zip(names, moved, strict=True)}
-    if len(names) == 1:
-        return parts[names[0]]
-    return effects(moved[-1] - moved[0], f"do(z_k = {names[-1]}) - do(z_k = {names[0]})", parts)
+        values = "posterior" if vae.adapter.codebook is None else "codes"
+    if per is None:
+        listed = [values] if isinstance(values, str | Quantize) else values
+        discrete = isinstance(listed, Sequence) and any(isinstance(v, Quantize) or v == "codes" for v in listed)
+        per = "position" if discrete else "unit"
+    what = experiments(vae, "latent.z" if units is None else units, per)
+    return what, moves(vae, x, values, what, quantiles)

@@ -19,11 +19,11 @@ from nnsight_vae.effects import Effects
 from nnsight_vae.engine import activations
 from nnsight_vae.errors import CircuitError, DataError
 from nnsight_vae.levels.inputs import manipulate_inputs
-from nnsight_vae.levels.latent_metrics import latent_runs
-from nnsight_vae.levels.latents import posterior_quantiles
+from nnsight_vae.levels.latent_metrics import LatentRuns
+from nnsight_vae.levels.latent_values import posterior_quantiles
 from nnsight_vae.levels.mediation import mediate
 from nnsight_vae.levels.patching import patch_activations
-from nnsight_vae.metrics.causal import Form
+from nnsight_vae.metrics.resampling import Form
 from nnsight_vae.pairs import Pairs
 from nnsight_vae.plots import plot_traversals
 from nnsight_vae.provenance import provenance
@@ -121,7 +121,7 @@ class Run:
         """Measuring effect strength, specificity and modularity."""
         import pandas as pd
 
-        runs = latent_runs(self.vae, self.batch.images[:200])
+        runs = LatentRuns(self.vae, self.batch.images[:200])
         best, raw = (runs.metrics(form, self.settings.seed) for form in FORMS)
         frames = [scores.to_frame() for found in (best, raw) for scores in (found.effect_strength, found.specificity)]
         self.folder.table("metrics.csv", pd.concat(frames, ignore_index=True))

@@ -1,0 +1,267 @@
+"""What latents are set to: posterior or prior quantiles, numbers, codes, or any interventions, one move after the other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from nnsight_vae.engine import activations
+from nnsight_vae.errors import InterventionError
+from nnsight_vae.interventions import Intervention, Quantize, Set
+from nnsight_vae.runs import repeat
+from nnsight_vae.sites import Selection
+from nnsight_vae.vae import VAE
+
+Values = Literal["posterior", "prior", "codes"] | float | Intervention | Sequence[float | Intervention]
+
+DRAWS = 100  # fewest draws of each latent that its quantiles are taken over
+RANGE = (0.05, 0.95)  # quantiles between which a latent is moved by default
+CODES = 32  # most codes that each position is swapped to
+
+
+@dataclass(frozen=True)
+class Moves:
+    """What each experiment is set to.
+
+    Attributes:
+        names: one a move: `"q0.05"`, `"0.5"`, `"code 3"`, `"swap"`.
+        joints: for each move, for each experiment, the interventions that are made together.
+        weights: probability of each move, where the moves are draws from a distribution.
+    """
+
+    names: tuple[str, ...]
+    joints: tuple[tuple[dict[Selection, Intervention], ...], ...]
+    weights: tuple[float, ...] | None = None
+
+    @property
+    def plan(self) -> list[dict[Selection, Intervention]]:
+        """All of them, move by move."""
+        return [joint for move in self.joints for joint in move]
+
+    @property
+    def record(self) -> dict[str, list[Any]]:
+        """Name of each move -> what each experiment is set to, as JSON data."""
+        return {name: [_shown(joint) for joint in move] for name, move in zip(self.names, self.joints, strict=True)}
+
+
+def moves(
+    vae: VAE,
+    x: Float[Tensor, "n *image"],
+    values: Values,
+    what: Mapping[str, tuple[Selection, ...]],
+    quantiles: Sequence[float] = RANGE,
+) -> Moves:
+    """The interventions that `values` stands for in each experiment.
+
+    Args:
+        vae: the model.
+        x: inputs that stand for the data.
+        values: see `nnsight_vae.perturb_latents`.
+        what: name of each experiment -> what it acts on, all of it at `latent.z`.
+        quantiles: of `"posterior"` and `"prior"`.
+
+    Raises:
+        InterventionError: the values cannot be read, are repeated, or do not fit what they are for.
+    """
+    if any(selection.site != "latent.z" for joint in what.values() for selection in joint):
+        raise InterventionError(
+            f"perturbing latents acts on latent.z, got {', '.join(what)}; nv.patch_activations takes every other site."
+        )
+    if isinstance(values, str):
+        if values in ("posterior", "prior"):
+            return _quantile_moves(vae, x, values, what, quantiles)
+        if values != "codes":
+            raise InterventionError(
+                f"values={values!r} is not known; expected 'posterior', 'prior', 'codes', numbers in latent units, or "
+                "interventions such as nv.Swap(others) and nv.Quantize(3)."
+            )
+        codes, weights = _drawn_codes(vae, x)
+        listed: list[Intervention] = [Quantize(code) for code in codes]
+    else:
+        listed, weights = _listed(values), None
+    if any(isinstance(intervention, Quantize) for intervention in listed):
+        _require_codes(vae, what, listed)
+    joints = tuple(tuple(dict.fromkeys(joint, each) for joint in what.values()) for each in listed)
+    return Moves(_names(listed), joints, weights)
+
+
+def posterior_quantiles(
+    vae: VAE, x: Float[Tensor, "n *image"], quantiles: Sequence[float] = RANGE, seed: int = 0
+) -> Float[Tensor, "quantile latent"]:
+    """Quantiles of each latent's aggregate posterior q(z_k) = mean over x of q(z_k | x).
+
+    One draw from q(z|x) an example (more where examples are fewer than 100): a collapsed latent then gets the prior's spread, not the point its means collapse to, and
+    clamping it to these values stays where the decoder has been trained.
+
+    Args:
+        vae: the model.
+        x: inputs `[n, *image]` that stand for the data.
+        quantiles: in [0, 1].
+        seed: of the draws.
+
+    Returns: `[quantile, latent]`; for a spatial latent `[quantile, channel]`, over examples and positions.
+    """
+    z = posterior_draws(vae, x, DRAWS, seed)
+    return torch.from_numpy(_quantiles(z, quantiles)).to(z)
+
+
+def posterior_draws(
+    vae: VAE, x: Float[Tensor, "n *image"], at_least: int, seed: int = 0
+) -> Float[Tensor, "draw *latent"]:
+    """Draws from the aggregate posterior: equally many from q(z|x) of each example, `at_least` in all."""
+    acts = activations(vae, x, ["latent.mu", "latent.logvar"])
+    mu, logvar = acts["latent.mu"], acts["latent.logvar"]
+    draws = math.ceil(at_least / len(mu))
+    eps = torch.randn(draws * len(mu), *mu.shape[1:], generator=torch.Generator().manual_seed(seed)).to(mu)
+    return repeat(mu, draws) + torch.exp(0.5 * repeat(logvar, draws)) * eps
+
+
+def nearest_codes(vae: VAE, z: Float[Tensor, "n channel *position"]) -> Int[Tensor, "n *position"]:
+    """The codebook row nearest to the latent vector at each position: what a vector quantiser makes of it."""
+    codebook = codebook_of(vae).to(z)
+    return torch.cdist(z.movedim(1, -1).flatten(0, -2), codebook).argmin(dim=1).view(len(z), *z.shape[2:])
+
+
+def codebook_of(vae: VAE) -> Float[Tensor, "code channel"]:
+    """The codebook of a VAE with discrete latents.
+
+    Raises:
+        InterventionError: it has none, or one that does not fit its latent.
+    """
+    codebook, channels = vae.adapter.codebook, vae.sites["latent.z"].n_units
+    if codebook is None:
+        raise InterventionError("this VAE has no codebook; pass codebook= to nv.adapt for a discrete latent.")
+    if codebook.ndim != 2 or codebook.shape[1] != channels:
+        raise InterventionError(f"a codebook of shape {tuple(codebook.shape)} does not fit {channels} latent channels.")
+    return codebook.detach()
+
+
+def _drawn_codes(vae: VAE, x: Tensor) -> tuple[list[int], tuple[float, ...]]:
+    """The codes that x uses and how often: all of them, or a sample where they are many."""
+    used = nearest_codes(vae, activations(vae, x, ["latent.z"])["latent.z"])
+    codes, counts = np.unique(used.cpu().numpy(), return_counts=True)
+    weights = counts / counts.sum()
+    if len(codes) > CODES:  # multinomial shares are unbiased for the usage, whatever its shape
+        weights = np.random.default_rng(0).multinomial(CODES, weights) / CODES
+        codes, weights = codes[weights > 0], weights[weights > 0]
+    return codes.tolist(), tuple(weights.tolist())
+
+
+def _quantile_moves(
+    vae: VAE, x: Tensor, values: str, what: Mapping[str, tuple[Selection, ...]], quantiles: Sequence[float]
+) -> Moves:
+    levels = np.asarray(quantiles, dtype=float)
+    edge = 0 if values == "posterior" else np.finfo(float).tiny  # the prior's own 0 and 1 quantiles are infinite
+    if levels.ndim != 1 or not len(levels) or not ((levels >= edge) & (levels <= 1 - min(edge, 1e-16))).all():
+        raise InterventionError(
+            f"quantiles must be a list of numbers between 0 and 1, e.g. (0.05, 0.95); got {quantiles!r}."
+        )
+    z = posterior_draws(vae, x, DRAWS) if values == "posterior" else None
+    prior = np.array([[NormalDist().inv_cdf(q)] for q in levels]) if z is None else None
+    joints: list[list[dict[Selection, Intervention]]] = [[] for _ in levels]
+    for joint in what.values():
+        tables = {
+            s: prior.repeat(_n_units(vae, s), 1) if z is None else _quantiles(_named(z, s), levels) for s in joint
+        }
+        for q, entries in enumerate(joints):
+            entries.append({selection: _set(vae, selection, table[q]) for selection, table in tables.items()})
+    names = tuple(f"q{name}" for name in map(_number, levels.tolist()))
+    if len(set(names)) < len(names):
+        raise InterventionError(f"quantiles repeat a number: {quantiles!r}.")
+    return Moves(names, tuple(map(tuple, joints)))
+
+
+def _quantiles(z: Tensor, quantiles: Sequence[float]) -> Float[np.ndarray, "quantile unit"]:
+    """Over draws and positions. In numpy: torch.quantile refuses half precision and more than 16 million values."""
+    return np.quantile(z.transpose(0, 1).flatten(1).double().cpu().numpy(), quantiles, axis=1)
+
+
+def _named(z: Float[Tensor, "draw channel *position"], selection: Selection) -> Float[Tensor, "draw unit *position"]:
+    units = z if selection.indices is None else z[:, list(selection.indices)]
+    return units if selection.position is None else units[(slice(None), slice(None), *selection.position)]
+
+
+def _n_units(vae: VAE, selection: Selection) -> int:
+    return len(vae.sites.units(selection))
+
+
+def _set(vae: VAE, selection: Selection, values: Float[np.ndarray, " unit"]) -> Set:
+    """Each unit to its own value, over all the positions that are named."""
+    if len(values) == 1:
+        return Set(float(values[0]))
+    positions = 0 if selection.position else len(vae.sites[selection.site].grid)
+    return Set(torch.from_numpy(values).view(1, -1, *([1] * positions)))
+
+
+def _listed(values: Any) -> list[Intervention]:
+    """The interventions in a list of numbers and interventions, or in one of them."""
+    single = isinstance(values, Intervention | int | float)
+    listed: list[Intervention] = []
+    try:
+        for value in [values] if single else list(values):
+            listed.append(value if isinstance(value, Intervention) else Set(float(value) + 0.0))
+    except (TypeError, ValueError):
+        listed = []
+    if not listed:
+        raise InterventionError(
+            f"values must be finite numbers in latent units, the same for every latent, or interventions; got {values!r}."
+        )
+    repeated = next((value for i, value in enumerate(listed) if value in listed[:i]), None)
+    if repeated is not None:
+        raise InterventionError(f"values repeats {repeated!r}; name each once.")
+    return listed
+
+
+def _require_codes(vae: VAE, what: Mapping[str, tuple[Selection, ...]], listed: Sequence[Intervention]) -> None:
+    n_codes, everything = len(codebook_of(vae)), tuple(range(vae.sites["latent.z"].n_units))
+    for name, joint in what.items():
+        if any(selection.indices not in (None, everything) for selection in joint):
+            raise InterventionError(f"a code is a whole latent vector, {name} is a part of one; use per='position'.")
+    beyond = [each for each in listed if isinstance(each, Quantize) and each.code >= n_codes]
+    if beyond:
+        raise InterventionError(f"{beyond[0]!r} does not fit a codebook of {n_codes} codes.")
+
+
+def _names(listed: Sequence[Intervention]) -> tuple[str, ...]:
+    """A name a move; interventions that hold tensors may share one, and are then counted."""
+    names: list[str] = []
+    for intervention in listed:
+        name = _name(intervention)
+        taken = sum(other == name or other.startswith(f"{name} (") for other in names)
+        names.append(f"{name} ({taken + 1})" if taken else name)
+    return tuple(names)
+
+
+def _name(intervention: Intervention) -> str:
+    match intervention:
+        case Quantize(code):
+            return f"code {code}"
+        case Set(value) if not isinstance(value, Tensor):
+            return _number(value)
+    held = any(isinstance(value, Tensor) for value in vars(intervention).values())
+    return type(intervention).__name__.lower() if held else repr(intervention)
+
+
+def _number(value: float) -> str:
+    """As short as it can be told from every other number."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(float(value))
+
+
+def _shown(joint: Mapping[Selection, Intervention]) -> Any:
+    """What an experiment is set to, as JSON data: numbers where they are few, else the intervention as it prints."""
+    shown = []
+    for each in joint.values():
+        if not isinstance(each, Set):
+            shown.append(repr(each))
+        else:
+            shown.append(each.value.flatten().tolist() if isinstance(each.value, Tensor) else each.value)
+    return shown[0] if len(shown) == 1 else shown

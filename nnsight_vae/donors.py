@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -198,4 +198,5 @@ def selected(activation: Tensor, selection: Selection) -> Tensor:
 
 
 def _at_position(units: Tensor, selection: Selection) -> Tensor:
-    return units if selection.position is None else units[(slice(None), slice(None), *selection.position)]
+    at: tuple[Any, ...] = (slice(None), slice(None), *(selection.position or ()))
+    return units[at]

@@ -676,6 +676,7 @@ def test_provenance_says_what_was_done():
         ({"through": ["latent.z"], "readout": nv.readouts.Latents(4)}, nv.InterventionError, "comes after 'latent.mu'"),
         ({"sites": ["latent.z"], "readout": nv.readouts.Latents(4)}, nv.InterventionError, "comes before 'latent.z'"),
         ({"sites": []}, nv.SiteError, "no sites given"),
+        ({"sites": None, "through": ["enc1", "latent.z"]}, nv.InterventionError, "no linear .* layer comes before 'enc1'"),
         ({"sites": [("enc1[0]", "enc1[0:2]")]}, nv.InterventionError, r"both name enc1\[0\]"),
         ({"sites": ["enc1@0"]}, nv.SiteError, "has no positions"),
         ({"readout": None}, nv.ReadoutError, "where a readout belongs"),

@@ -65,7 +65,7 @@ def patch_activations(
             one set, patched together. By default every linear and convolutional layer and `latent.z`, as far as they come before
             what is read.
         readout: what is measured, e.g. `data.readout()`. Every target of every pair is kept, 8 bytes an experiment, target and
-            pair, three times for both directions: all pixels of a 64 x 64 RGB image for 500 units and 256 pairs are 35 GB.
+            pair, three times for both directions: all pixels of a 64 x 64 RGB image for 500 units and 256 pairs are 38 GB.
             Narrow such a readout (`readout[names]`, `nv.readouts.Region`) or the sites.
         direction: `"both"`, `"noising"` or `"denoising"`.
         per: what one experiment patches: `"unit"` each unit alone, `"site"` each key as a whole, `"position"` all units of a key
@@ -116,15 +116,14 @@ def patch_activations(
     patching = _Patching(vae, pairs, list(named.values()), ablated, levels, readout)
     with progress_bar("patching", len(ways) * len(named) * len(pairs) * runs_of(levels), progress) as advance:
         changes = [patching.change(way, advance) for way in ways]
-    ids, estimands = pairs.cluster_ids, _estimands(ablated, levels)
+    (groups, source_groups), estimands = pairs.cluster_ids, _estimands(ablated, levels)
     record = provenance(vae, pairs, readout, direction=direction, per=per, ablation=ablated and repr(ablated))
     if "noising" in ways:
         _warn_if_flat(vae, pairs, readout)
     if direction == "both" and ablated is None:  # the two effects of an ablation are of opposite sign by nature
-        warn_if_directions_oppose(*changes, *ids)
+        warn_if_directions_oppose(changes[0], changes[1], groups, source_groups)
 
     def effects(values: np.ndarray, way: Direction, parts: dict[str, Effects]) -> Effects:
-        groups, source_groups = ids
         return Effects(
             values,
             tuple(named),
@@ -136,8 +135,8 @@ def patch_activations(
             source_groups=source_groups,
         )
 
-    parts = {way: effects(change, way, {}) for way, change in zip(ways, changes, strict=True)}
-    return parts[direction] if direction != "both" else effects((changes[0] + changes[1]) / 2, direction, {**parts})
+    parts: dict[str, Effects] = {way: effects(change, way, {}) for way, change in zip(ways, changes, strict=True)}
+    return parts[direction] if direction != "both" else effects((changes[0] + changes[1]) / 2, direction, parts)
 
 
 @dataclass(frozen=True)
@@ -169,9 +168,16 @@ class _Patching:
 
 def _sites_before(vae: VAE, levels: Sequence[Level], readout: Readout) -> list[str]:
     """The default sites from which an effect can reach the first level, or what is read."""
-    order = vae.sites.order
-    found = [name for name in default_sites(vae) if order(name) <= order(reads(readout))]
-    return [name for name in found if not levels or all(order(name) < order(each.site) for each in levels[0])]
+    order, limit = vae.sites.order, reads(readout)
+    found = [name for name in default_sites(vae) if order(name) <= order(limit)]
+    if levels:
+        limit = min((each.site for each in levels[0]), key=order)
+        found = [name for name in found if order(name) < order(limit)]
+    if not found:
+        raise InterventionError(
+            f"no linear or convolutional layer comes before {limit!r}; name what to patch in sites."
+        )
+    return found
 
 
 def _ablation(ablation: Ablation, pairs: Pairs) -> Intervention:

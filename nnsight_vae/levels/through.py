@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -84,7 +85,7 @@ def levels_of(vae: VAE, through: Through | None, readout: Readout) -> tuple[Leve
     """
     if through is None:
         return ()
-    steps = [through] if isinstance(through, str) or not isinstance(through, Sequence) else list(through)
+    steps: list[Any] = [through] if isinstance(through, str) or not isinstance(through, Sequence) else list(through)
     nested = [isinstance(step, list | tuple) for step in steps]
     if any(nested) and not all(nested):
         raise InterventionError(

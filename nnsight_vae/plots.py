@@ -29,6 +29,7 @@ from nnsight_vae._canvas import (
 from nnsight_vae._files import write_atomically
 from nnsight_vae.circuits.draw import plot_circuit, plot_factor_graph
 from nnsight_vae.circuits.style import FAINT, INK, LOWERS, NEUTRAL, RAISES
+from nnsight_vae.dose_plot import plot_dose_response
 from nnsight_vae.errors import DataError
 from nnsight_vae.statistics import mean_interval
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "plot_circuit",
+    "plot_dose_response",
     "plot_effects",
     "plot_factor_graph",
     "plot_image_grid",

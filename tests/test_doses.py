@@ -209,7 +209,9 @@ def test_responses_of_units_with_positions_are_means_over_them():
     vae = nv.VAE(copy.deepcopy(model))
     batches = [images(model, 6, seed=s) for s in range(3)]
     found = nv.dose_response(
-        vae, nv.Doses(torch.stack(batches), [0, 1, 5]), ["encoder.3"] if "encoder.3" in vae.sites else ["encoder.2"]
+        vae,
+        nv.Doses(torch.stack(batches), [0.0, 1.0, 5.0]),
+        ["encoder.3"] if "encoder.3" in vae.sites else ["encoder.2"],
     )
     site = found.units[0].partition("[")[0]
     seen = np.stack([record(copy.deepcopy(model), x, site).double().numpy().mean((2, 3)).T for x in batches], axis=1)
@@ -225,7 +227,7 @@ def test_responses_of_units_with_positions_are_means_over_them():
 def test_a_factor_that_does_nothing_to_the_image_moves_no_unit():
     vae, _ = linear_world()
     same = WORLD.sample(20).images
-    response = nv.dose_response(vae, nv.Doses(torch.stack([same] * 3), [0, 1, 2]), SITES)
+    response = nv.dose_response(vae, nv.Doses(torch.stack([same] * 3), [0.0, 1.0, 2.0]), SITES)
     frame = response.to_frame()
     assert not frame["responds"].any()
     assert frame["shape"].isna().all()
@@ -239,7 +241,7 @@ def test_false_discoveries_stay_below_the_nominal_rate_where_images_are_unrelate
     any_response, any_slope = 0, 0
     for seed in range(40):
         batches = [WORLD.sample(14, seed=1000 * seed + dose).images for dose in range(4)]
-        frame = nv.dose_response(vae, nv.Doses(torch.stack(batches), [0, 1, 2, 3]), SITES).to_frame(q=0.1)
+        frame = nv.dose_response(vae, nv.Doses(torch.stack(batches), [0.0, 1.0, 2.0, 3.0]), SITES).to_frame(q=0.1)
         any_response += frame["responds"].any()
         any_slope += (frame["slope_q"] <= 0.1).any()
     allowed = 0.1 + 3 * np.sqrt(0.1 * 0.9 / 40)
@@ -320,10 +322,12 @@ def test_rounding_is_no_response():
     batches = batches.float()
     vae = nv.VAE(model)
     assert nv.engine.activations(vae, batches.flatten(0, 1), ["enc"])["enc"][:, 0].std() > 0
-    response = nv.dose_response(vae, nv.Doses(batches, [0, 1, 2, 3]), ["enc"])
+    response = nv.dose_response(vae, nv.Doses(batches, [0.0, 1.0, 2.0, 3.0]), ["enc"])
     assert np.abs(response.values[0]).max() == 0
     assert np.abs(response.values[1]).max() > 0.5
-    nearly = nv.dose_response(vae, nv.Doses(batches[:1] + 1e-8 * batches, [0, 1, 2, 3], reference=batches[0]), ["enc"])
+    nearly = nv.dose_response(
+        vae, nv.Doses(batches[:1] + 1e-8 * batches, [0.0, 1.0, 2.0, 3.0], reference=batches[0]), ["enc"]
+    )
     assert np.abs(nearly.trend.values[:, 1]).max() == 0  # steps of rounding size are ties
 
 

@@ -322,6 +322,15 @@ def test_groups_of_all_factors_are_those_of_the_result():
     assert found.n_clusters == found.parts["norm"].n_clusters == 10
 
 
+def test_crossed_pairs_are_clustered_both_ways():
+    vae, _ = linear_world()
+    x = WORLD.sample(9).images
+    found = nv.manipulate_inputs(vae, {"moved": nv.Pairs.crossed(x[:4], x[4:])}, SITES)
+    assert found.groups.tolist() == np.repeat(range(4), 5).tolist()
+    assert found.source_groups.tolist() == list(range(5)) * 4
+    np.testing.assert_array_equal(found.parts["norm"].source_groups, found.source_groups)
+
+
 @pytest.mark.parametrize(
     ("reference", "message"),
     [

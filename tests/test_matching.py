@@ -223,7 +223,7 @@ def test_on_a_grid_slopes_are_the_closed_form():
     want = weight / seen.std(0, correction=0).numpy() * np.sqrt(2)  # the sd of 0..4
     np.testing.assert_allclose(response.trend.values[:, 0], np.repeat(want[:, None], 18, 1), rtol=1e-4)
     assert response.to_frame()["responds"].all()
-    chosen = data.doses("size", n=5, values=[4, 1])
+    chosen = data.doses("size", n=5, values=[4.0, 1.0])
     assert chosen.values.tolist() == [1, 4]
     assert torch.equal(chosen.images[0, :, [0, 2]], chosen.images[1, :, [0, 2]])
     torch.testing.assert_close(chosen.images[:, :, 1].unique(), torch.tensor([1.0, 4.0]) / 6)
@@ -235,7 +235,7 @@ def test_a_table_that_is_no_grid_has_no_doses_and_says_what_to_do():
     with pytest.raises(DataError, match="18 sets"):
         grid().doses("size", n=20)
     with pytest.raises(DataError, match="0 sets"):
-        grid().doses("size", n=5, values=[0, 2.5])
+        grid().doses("size", n=5, values=[0.0, 2.5])
     with pytest.raises(DataError, match="takes one value only"):
         grid().doses("constant", n=5)
     with pytest.raises(DataError, match="no factor 'colour'"):
@@ -253,4 +253,4 @@ def test_with_a_graph_doses_leave_descendants_free_or_hold_them():
     assert data.doses("a", n=2).propagate is True
     with pytest.raises(DataError, match="0 sets"):
         data.doses("a", n=2, propagate=False)  # no image has a changed and b not
-    assert data.doses("b", n=1, values=[0, 1], propagate=False).propagate is False
+    assert data.doses("b", n=1, values=[0.0, 1.0], propagate=False).propagate is False

@@ -128,7 +128,7 @@ class Dataset(ABC):
         levels = dose_values(f"{self.name}.doses", factor, marginal, values)
         batch = self.sample(n, seed)
         held = {} if propagate else {name: batch.factors[:, j] for j, name in enumerate(self.factors)}
-        shown = [self.counterfactual(batch, **(held | {factor: level})).images for level in levels]
+        shown = [self.counterfactual(batch, **(held | {factor: float(level)})).images for level in levels]
         return Doses(
             torch.stack(shown),
             levels,

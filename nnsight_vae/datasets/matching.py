@@ -101,7 +101,7 @@ def cells(rest: Float[np.ndarray, "row matched"]) -> Int[np.ndarray, " row"]:
     return numbers
 
 
-def rows_by_cell(rest: Float[np.ndarray, "row matched"]) -> list[Int[np.ndarray, " row"]]:
+def rows_by_cell(rest: Float[np.ndarray, "row matched"]) -> list[Int[np.ndarray, " _"]]:
     """For each row, the rows that agree with it in every column, itself included, rising."""
     numbers = cells(rest)
     order = np.argsort(numbers, kind="stable")

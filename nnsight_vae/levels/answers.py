@@ -179,7 +179,7 @@ class Scale(NamedTuple):
                     NnsightVaeWarning,
                     stacklevel=3,
                 )
-            sd = np.where(silent | (sd == 0), sd, usual)
+            sd = np.where(silent, sd, usual)
             record = f"sd over {reference.values.shape[1]} reference inputs"
         return cls(sd, floor, record)
 

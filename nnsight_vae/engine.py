@@ -11,13 +11,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnsight_vae.arguments import require, require_readout
+from nnsight_vae.diagnosis import first_not_finite
 from nnsight_vae.donors import Donors, Joint
 from nnsight_vae.errors import InterventionError, ReadoutError
 from nnsight_vae.groups import Block, Group, by_sites
 from nnsight_vae.inputs import require_noise
 from nnsight_vae.interventions import Intervention
 from nnsight_vae.readouts import Readout, reads as reads_of
-from nnsight_vae.runs import CleanRun, clean_run, needed_for, replace_event, run_from, trace_events
+from nnsight_vae.runs import CleanRun, Write, clean_run, needed_for, replace_event, run_from, trace_events
 from nnsight_vae.sites import Key
 from nnsight_vae.vae import VAE
 from nnsight_vae.writes import Rows, writes_of
@@ -112,7 +113,7 @@ def run_interventions(
     Raises:
         SiteError, InterventionError, DataError: before any work, for a key, an intervention or a batch that does not fit.
         ReadoutError: the readout returns the wrong shape.
-        InterventionError: a result is not finite; names the intervention.
+        InterventionError: a result is not finite; names the intervention, and the first unit that is not.
     """
     require_readout(read)
     x, eps = checked_batch(vae, x, eps)
@@ -136,7 +137,7 @@ def run_interventions(
                         result[members, rows.start + examples] = values
                         if progress is not None:
                             progress(len(values))
-    _refuse_nonfinite(result, joints)
+    _refuse_nonfinite(vae, x, eps, result, joints, donors)
     return result
 
 
@@ -168,7 +169,11 @@ class _Sweep:
 def baseline(
     vae: VAE, x: Float[Tensor, "n *image"], read: Readout, *, eps: Tensor | None = None
 ) -> Float[Tensor, "n target"]:
-    """The readout without interventions, `[n, len(read.names)]`, chunked like `run_interventions`."""
+    """The readout without interventions, `[n, len(read.names)]`, chunked like `run_interventions`.
+
+    Raises:
+        ReadoutError: it has the wrong shape, or is not finite; names the first unit that is not.
+    """
     require_readout(read)
     x, eps = checked_batch(vae, x, eps)
     path = vae.layout(x).paths[reads_of(read)]
@@ -177,7 +182,12 @@ def baseline(
         for rows in example_chunks(vae, x):
             clean = clean_run(vae, x[rows], None if eps is None else eps[rows], paths=[path])
             parts.append(_reduced(read(clean.outputs[path]), read, len(clean)))
-    return torch.cat(parts)
+        result = torch.cat(parts)
+        if not bool(torch.isfinite(result).all()):
+            first = first_not_finite(vae, x, eps, example_chunks(vae, x))
+            why = "all activations are finite, so the readout itself makes it so" if first is None else str(first)
+            raise ReadoutError(f"the readout {type(read).__name__} is NaN or infinite without any intervention: {why}.")
+    return result
 
 
 def activations(
@@ -249,10 +259,23 @@ def _reduced(values: Tensor, read: Readout, rows: int) -> Float[Tensor, "rows ta
     return values.detach()
 
 
-def _refuse_nonfinite(result: Tensor, joints: Sequence[Joint]) -> None:
+def _refuse_nonfinite(
+    vae: VAE, x: Tensor, eps: Tensor | None, result: Tensor, joints: Sequence[Joint], donors: Donors
+) -> None:
     bad = (~torch.isfinite(result)).flatten(1).any(1).nonzero().flatten().tolist()
-    if bad:
-        named = "; ".join(f"{selection} <- {intervention!r}" for selection, intervention in joints[bad[0]].items())
-        raise InterventionError(
-            f"the readout is NaN or infinite under {len(bad)} of {len(joints)} interventions, first {named}."
-        )
+    if not bad:
+        return
+    joint, layout, chunks = joints[bad[0]], vae.layout(x), example_chunks(vae, x)
+
+    def writes(rows: slice) -> dict[str, Write]:
+        return writes_of(layout, [joint], donors.rows(rows), Rows.every(rows.stop - rows.start))
+
+    with torch.no_grad():
+        clean = first_not_finite(vae, x, eps, chunks)
+        first = clean or first_not_finite(vae, x, eps, chunks, writes)
+    where = "all activations are finite, so the readout itself makes it so" if first is None else str(first)
+    named = "; ".join(f"{selection} <- {intervention!r}" for selection, intervention in joint.items())
+    raise InterventionError(
+        f"the readout is NaN or infinite under {len(bad)} of {len(joints)} interventions, first {named}. "
+        f"{'Without any intervention' if clean else 'There'} {where}."
+    )

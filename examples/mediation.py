@@ -1,4 +1,4 @@
-"""How much of the effect of the angle goes through these channels?"""
+"""How much of the effect of the angle goes through these channels, along which paths, and whose share is it?"""
 
 import nnsight_vae as nv
 
@@ -8,4 +8,11 @@ pairs = data.pairs("angle", n=64, seed=0)
 readout = data.readout()["angle"]
 
 for mediators in (["encoder.4[0:8]"], ["latent.z[6]"], ["latent.z"]):
-    print(nv.mediate(vae, pairs, mediators=mediators, readout=readout), "\n")
+    print(nv.mediate(vae, pairs, mediators=mediators, readout=readout, hold=0.0), "\n")
+
+paths = nv.path_effects(vae, pairs, ["encoder.4[0:8]", "latent.z[6]"], readout=readout)  # adds up to the total effect
+print(paths.to_frame()[["unit", "effect", "ci_low", "ci_high"]].to_string(index=False), "\n")
+
+latents = [f"latent.z[{i}]" for i in range(vae.sites["latent.z"].n_units)]
+shares = nv.shapley_mediators(vae, pairs, latents, readout=readout)  # adds up to the effect through all of them
+print(shares.to_frame()[["unit", "effect", "ci_low", "ci_high"]].to_string(index=False))

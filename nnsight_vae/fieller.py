@@ -89,11 +89,11 @@ def _hull(
     sizes = design.atoms.sizes
     n_pairs = int(sizes.sum())
     a, b = top.sum(axis=1) / n_pairs, bottom.sum(axis=1) / n_pairs
-    off = [sums - mean[:, None] * sizes for sums, mean in ((top, a), (bottom, b))]
-    candidates = [_moments(*off, way, n_pairs) for way in design.ways]
+    off_a, off_b = top - a[:, None] * sizes, bottom - b[:, None] * sizes
+    candidates = [_moments(off_a, off_b, way, n_pairs) for way in design.ways]
     if len(candidates) > 1:
         base, source = candidates
-        atom = _moments(*off, Clusters.of(len(design.atoms)), n_pairs)
+        atom = _moments(off_a, off_b, Clusters.of(len(design.atoms)), n_pairs)
         candidates.append(_Moments(*(p + q - r for p, q, r in zip(base, source, atom, strict=True))))
     ends = np.stack([_ends(a, b, moments, t2) for moments in candidates])
     return np.stack([ends[:, 0].min(axis=0), ends[:, 1].max(axis=0)])

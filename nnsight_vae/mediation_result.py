@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ Scale = Literal["difference", "relative"]
 _NEAR_ZERO = (
     0.01  # of the mean |Y(base)|: below it a relative effect says more about the pair's base than about the effect
 )
+_DIRECTIONS = {"PNIE": "PNIE (noising)", "TNIE": "TNIE (denoising)"}
 _Runs = Float[np.ndarray, "target pair"]
 
 
@@ -141,32 +142,19 @@ class Mediation:
             )
         y = {name: np.asarray(run, dtype=np.float64) for name, run in given.items()}
         te, pnie, tnie = y["source"] - y["base"], y["noised"] - y["base"], y["source"] - y["denoised"]
-        quantities = {
-            "TE": te,
-            "NDE": te - tnie,
-            "PNIE (noising)": pnie,
-            "TNIE (denoising)": tnie,
-            "INT": tnie - pnie,
-        }
+        quantities = {"TE": te, "NDE": te - tnie, "PNIE": pnie, "TNIE": tnie, "INT": tnie - pnie}
         if "base_held" in y:
             quantities["CDE"] = y["source_held"] - y["base_held"]
             quantities["INTref"] = quantities["NDE"] - quantities["CDE"]
         divisor = _divisor(y["base"], scale, targets)
         record = (provenance or {}) | {"scale": scale}
-        return cls(
-            *(
-                Effects(
-                    (values / divisor)[None],
-                    (mediator,),
-                    tuple(targets),
-                    estimand,
-                    groups,
-                    record,
-                    source_groups=source_groups,
-                )
-                for estimand, values in quantities.items()
-            )
-        )
+        names = (mediator,), tuple(targets)
+
+        def effects(name: str, values: np.ndarray) -> Effects:
+            estimand = _DIRECTIONS.get(name, name)
+            return Effects((values / divisor)[None], *names, estimand, groups, record, source_groups=source_groups)
+
+        return cls._named({name: effects(name, values) for name, values in quantities.items()})
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -260,12 +248,10 @@ class Mediation:
             DataError: the file is missing, unreadable, or holds no mediation.
         """
         te = Effects.load(path)
-        parts = dict(te.parts)
         try:
-            quantities = [parts.pop(name) for name in ("NDE", "PNIE", "TNIE", "INT")]
+            return cls._named({"TE": replace(te, parts={})} | te.parts)
         except KeyError as missing:
             raise DataError(f"{Path(path)} holds {te!r}, no mediation ({missing} is missing).") from None
-        return cls(replace(te, parts={}), *quantities, parts.get("CDE"), parts.get("INTref"))
 
     def select(self, targets: str | Sequence[str]) -> Mediation:
         """The same mediation on some targets, in the order asked for.
@@ -273,8 +259,11 @@ class Mediation:
         Raises:
             ReadoutError: no such target here.
         """
-        parts = (self.te, self.nde, self.pnie, self.tnie, self.interaction, self.cde, self.intref)
-        return Mediation(*(part and part.select(targets=targets) for part in parts))
+        return self._named({name: effects.select(targets=targets) for name, effects in self.quantities.items()})
+
+    @classmethod
+    def _named(cls, q: Mapping[str, Effects]) -> Mediation:
+        return cls(q["TE"], q["NDE"], q["PNIE"], q["TNIE"], q["INT"], q.get("CDE"), q.get("INTref"))
 
     def __repr__(self) -> str:
         return f"Mediation(through {self.mediator}: {len(self.targets)} targets x {self.te.n_pairs} pairs)"

@@ -126,6 +126,19 @@ def test_the_interval_of_a_multiple_is_a_point_and_does_not_depend_on_units():
     assert (wider[1] > plain[1]).all()
 
 
+def test_pairs_that_vary_only_within_base_and_source_leave_one_ratio():
+    """Every base and every source has the same mean: both variances are 0, and their sum less that of the pairs is none."""
+    rng = np.random.default_rng(8)
+    i, j = np.divmod(np.arange(20), 5)
+    tnie, te = rng.normal(size=(2, 3, 4, 5))
+    tnie, te = (
+        v - v.mean(1, keepdims=True) - v.mean(2, keepdims=True) + v.mean((1, 2), keepdims=True) for v in (tnie, te)
+    )
+    tnie, te = 0.5 + tnie.reshape(3, 20), 2.0 + te.reshape(3, 20)
+    for ends in fieller_interval(tnie, te, i, j):
+        np.testing.assert_allclose(ends, 0.25, atol=1e-6)
+
+
 def effects(values: np.ndarray, name: str, **ids) -> Effects:
     targets = tuple(f"y{i}" for i in range(len(values)))
     return Effects(values[None], ("fc[0]",), targets, name, **ids)

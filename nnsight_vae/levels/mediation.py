@@ -86,7 +86,10 @@ def mediate(
     vae.checked(pairs.base)
     one_set = (mediators,) if isinstance(mediators, Key) else tuple(mediators)
     ((name, selections),) = mediator_sets(vae, [one_set], readout).items()
-    patched = {"noised": (pairs.base, Swap(pairs.source)), "denoised": (pairs.source, Swap(pairs.base))}
+    patched: dict[str, tuple[Tensor, Intervention]] = {
+        "noised": (pairs.base, Swap(pairs.source)),
+        "denoised": (pairs.source, Swap(pairs.base)),
+    }
     if held is not None:
         patched |= {"base_held": (pairs.base, held), "source_held": (pairs.source, held)}
     runs: dict[str, Tensor] = {}

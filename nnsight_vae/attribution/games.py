@@ -75,7 +75,7 @@ def sampled_shapley(
     mean, squares = (ends.new_zeros(n_players, *ends.shape[1:]) for _ in range(2))
     n_pairs = n_permutations // 2
     for done, order in enumerate(_orders(n_players, n_pairs, seed), start=1):
-        estimate = sum(_contributions(game, each, ends) for each in (order, order.flip(0))) / 2
+        estimate = _contributions(game, torch.stack([order, order.flip(0)]), ends).mean(0)
         change = estimate - mean  # Welford's update: no difference of large sums
         mean += change / done
         squares += change * (estimate - mean)
@@ -108,10 +108,13 @@ def _orders(n_players: int, n: int, seed: int) -> Iterator[Int[Tensor, " player"
 
 
 def _contributions(
-    game: Game, order: Int[Tensor, " player"], ends: Float[Tensor, "2 *cells"]
-) -> Float[Tensor, "player *cells"]:
-    """What each player adds on joining, when the players join in this order."""
-    place = torch.argsort(order)
-    joined = place < torch.arange(1, len(order))[:, None]  # after the first, the second, ... all but the last
-    worth = torch.cat([ends[:1], game(joined).double(), ends[1:]])
-    return worth.diff(dim=0)[place]
+    game: Game, orders: Int[Tensor, "order player"], ends: Float[Tensor, "2 *cells"]
+) -> Float[Tensor, "order player *cells"]:
+    """What each player adds on joining, when the players join in these orders; all orders are asked for together."""
+    n_orders, n_players = orders.shape
+    places = torch.argsort(orders, dim=1)
+    joined = places[:, None] < torch.arange(1, n_players)[:, None]  # after the first, the second, ... all but the last
+    worth = game(joined.flatten(0, 1)).double().unflatten(0, (n_orders, n_players - 1))
+    path = torch.cat([ends[:1].expand(n_orders, *ends[:1].shape), worth, ends[1:].expand(n_orders, *ends[1:].shape)], 1)
+    added = path.diff(dim=1)
+    return torch.stack([each[place] for each, place in zip(added, places, strict=True)])

@@ -197,7 +197,7 @@ def _orders(method: Method, n_players: int, n_samples: int) -> int | None:
             f"{MOST_EXACT} are exact. Use method='sampled' (with return_standard_errors=True), or feature_mask= to exchange groups of "
             "latents as one."
         )
-    if method == "exact" or (method == "auto" and n_players <= MOST_EXACT):
+    if method == "exact" or n_players == 1 or (method == "auto" and n_players <= MOST_EXACT):
         return None
     if isinstance(n_samples, bool) or not isinstance(n_samples, int) or n_samples < 4 or n_samples % 2:
         raise DataError(

@@ -111,6 +111,7 @@ class Route:
         return any(part._forward_hooks or part._forward_pre_hooks for part in parts)
 
 
+@torch.no_grad()
 def route_for(vae: VAE, x: Tensor, eps: Tensor | None, site: str, reads: str = "output") -> Route:
     """The longest route from a site that holds in this model; where none does, one that ends at the site.
 

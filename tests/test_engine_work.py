@@ -14,7 +14,7 @@ from work import Work, rows_run
 
 import nnsight_vae as nv
 from nnsight_vae import engine, runs
-from nnsight_vae.models import MLPVAE, ConvVAE
+from nnsight_vae.models import ConvVAE
 from nnsight_vae.readouts import Region
 
 READ = Region({"all": (slice(None), slice(None))})

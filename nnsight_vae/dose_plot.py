@@ -9,7 +9,7 @@ import numpy as np
 from nnsight_vae._canvas import new_figure, quiet, title
 from nnsight_vae.circuits.style import FAINT
 from nnsight_vae.errors import DataError
-from nnsight_vae.statistics import bootstrap_interval
+from nnsight_vae.statistics import mean_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +23,7 @@ _MARKERS = "osD^vP*"
 
 
 def plot_dose_response(response: DoseResponse, top: int = 6) -> tuple[Figure, Axes]:
-    """Mean responses over the doses with 95 % bootstrap intervals, for the units with the largest range.
+    """Mean responses over the doses with 95 % intervals, for the units with the largest range.
 
     Args:
         response: from `dose_response`.
@@ -42,7 +42,7 @@ def plot_dose_response(response: DoseResponse, top: int = 6) -> tuple[Figure, Ax
     axes = figure.add_subplot()
     axes.axhline(0.0, color=FAINT, linewidth=0.6, zorder=1)
     shown = response.change().select([response.units[i] for i in rows])
-    bands = bootstrap_interval(shown.values, shown.groups) if shown.n_clusters > 1 else None
+    bands = mean_interval(shown.values, shown.groups) if shown.n_clusters > 1 else None
     for i, row in enumerate(rows):
         colour, marker = _COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)]
         if bands is not None:

@@ -128,13 +128,13 @@ class DoseResponse:
             min_effect: least response of interest, in sd of the unit; a deterministic network makes almost every unit respond a
                 little. It is part of the hypotheses: that the mean response is nowhere further than this from its mean over
                 doses, and that a step is no larger than a share of 1 / (number of steps) of this.
-            seed: of the sign flips and the bootstrap.
+            seed: of the sign flips and of the intervals.
 
         Raises:
             DataError: q or min_effect out of range; fewer than two clusters of units of the world.
 
         Warns:
-            NnsightVaeWarning: fewer than 10 clusters; intervals are then too narrow.
+            NnsightVaeWarning: fewer than 10 clusters.
         """
         if not 0 < q < 1 or min_effect < 0:
             raise DataError(f"q={q}, min_effect={min_effect}: expected a rate q in (0, 1) and min_effect >= 0.")

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from nnsight_vae import clusters
 from nnsight_vae.clusters import Design
 
-Counts = Float[np.ndarray, "rows cluster"]
+Counts = Float[np.ndarray, "rows _"]  # one column a cluster
 
 
 def resample_weights(n_clusters: int, n_boot: int, seed: int, *, rows: int | None = None) -> Iterator[Counts]:

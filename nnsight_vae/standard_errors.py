@@ -26,13 +26,13 @@ def mean_and_variance(
     Source: Cameron, Gelbach & Miller 2011, J. Bus. Econ. Stat. 29, 238-249, eq. 2.11; the maximum as in MacKinnon, Nielsen
         & Webb 2024, arXiv 2406.08880.
     """
-    n_pairs = design.atoms.sizes.sum()
+    n_pairs = int(design.atoms.sizes.sum())
     mean = sums.sum(axis=1) / n_pairs
     deviations = sums - mean[:, None] * design.atoms.sizes
-    ways = [_variance(way.sums(deviations), n_pairs) for way in design.ways]
-    if len(ways) == 1:
-        return mean, deviations, ways[0]
-    return mean, deviations, both_ways(*ways, _variance(deviations, n_pairs))
+    bases, *sources = (_variance(way.sums(deviations), n_pairs) for way in design.ways)
+    if not sources:
+        return mean, deviations, bases
+    return mean, deviations, both_ways(bases, sources[0], _variance(deviations, n_pairs))
 
 
 def both_ways(base: np.ndarray, source: np.ndarray, atom: np.ndarray) -> np.ndarray:

@@ -15,6 +15,8 @@ import pytest
 
 FILES = [
     "statistics",
+    "intervals",
+    "testing",
     "effects",
     "mediation_result",
     "metrics_causal",

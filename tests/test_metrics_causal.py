@@ -481,7 +481,7 @@ def test_response_matrix_is_a_root_mean_square_on_the_scale_of_active_responses(
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: latent_activity.activity(np.zeros((3, 2)), np.zeros((3, 1))), "3 examples, 2 latents"),
+        (lambda: latent_activity.activity(np.zeros((3, 2)), np.zeros((3, 1))), r"\(3, 2\) and logvar \(3, 1\)"),
         (lambda: latent_activity.activity(np.zeros(3), np.zeros(3)), r"expected \[example, latent, \*position\]"),
         (lambda: latent_response_matrix(np.zeros((3, 2))), r"expected \[latent, example, response\]"),
         (lambda: latent_response_matrix(np.zeros((3, 2, 1)), form="normalised"), "base=None"),

@@ -10,12 +10,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from nnsight_vae.donors import selected
 from nnsight_vae.engine import activations
 from nnsight_vae.errors import InterventionError
 from nnsight_vae.interventions import Intervention, Quantize, Set
+from nnsight_vae.levels.codes import drawn_codes, require_codes
 from nnsight_vae.runs import repeat
 from nnsight_vae.sites import Selection
 from nnsight_vae.vae import VAE
@@ -24,7 +26,6 @@ Values = Literal["posterior", "prior", "codes"] | float | Intervention | Sequenc
 
 DRAWS = 100  # fewest draws of each latent that its quantiles are taken over
 RANGE = (0.05, 0.95)  # quantiles between which a latent is moved by default
-CODES = 32  # most codes that each position is swapped to
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,12 @@ def moves(
                 f"values={values!r} is not known; expected 'posterior', 'prior', 'codes', numbers in latent units, or "
                 "interventions such as nv.Swap(others) and nv.Quantize(3)."
             )
-        codes, weights = _drawn_codes(vae, x)
+        codes, weights = drawn_codes(vae, x)
         listed: list[Intervention] = [Quantize(code) for code in codes]
     else:
         listed, weights = _listed(values), None
     if any(isinstance(intervention, Quantize) for intervention in listed):
-        _require_codes(vae, what, listed)
+        require_codes(vae, what, listed)
     joints = tuple(tuple(dict.fromkeys(joint, each) for joint in what.values()) for each in listed)
     return Moves(_names(listed), joints, weights)
 
@@ -124,76 +125,38 @@ def posterior_draws(
     return repeat(mu, draws) + torch.exp(0.5 * repeat(logvar, draws)) * eps
 
 
-def nearest_codes(vae: VAE, z: Float[Tensor, "n channel *position"]) -> Int[Tensor, "n *position"]:
-    """The codebook row nearest to the latent vector at each position: what a vector quantiser makes of it."""
-    codebook = codebook_of(vae).to(z)
-    return torch.cdist(z.movedim(1, -1).flatten(0, -2), codebook).argmin(dim=1).view(len(z), *z.shape[2:])
-
-
-def codebook_of(vae: VAE) -> Float[Tensor, "code channel"]:
-    """The codebook of a VAE with discrete latents.
-
-    Raises:
-        InterventionError: it has none, or one that does not fit its latent.
-    """
-    codebook, channels = vae.adapter.codebook, vae.sites["latent.z"].n_units
-    if codebook is None:
-        raise InterventionError("this VAE has no codebook; pass codebook= to nv.adapt for a discrete latent.")
-    if codebook.ndim != 2 or codebook.shape[1] != channels:
-        raise InterventionError(f"a codebook of shape {tuple(codebook.shape)} does not fit {channels} latent channels.")
-    return codebook.detach()
-
-
-def _drawn_codes(vae: VAE, x: Tensor) -> tuple[list[int], tuple[float, ...]]:
-    """The codes that x uses and how often: all of them, or a sample where they are many."""
-    used = nearest_codes(vae, activations(vae, x, ["latent.z"])["latent.z"])
-    codes, counts = np.unique(used.cpu().numpy(), return_counts=True)
-    weights = counts / counts.sum()
-    if len(codes) > CODES:  # multinomial shares are unbiased for the usage, whatever its shape
-        weights = np.random.default_rng(0).multinomial(CODES, weights) / CODES
-        codes, weights = codes[weights > 0], weights[weights > 0]
-    return codes.tolist(), tuple(weights.tolist())
-
-
 def _quantile_moves(
     vae: VAE, x: Tensor, values: str, what: Mapping[str, tuple[Selection, ...]], quantiles: Sequence[float]
 ) -> Moves:
     levels = np.asarray(quantiles, dtype=float)
-    edge = 0 if values == "posterior" else np.finfo(float).tiny  # the prior's own 0 and 1 quantiles are infinite
-    if levels.ndim != 1 or not len(levels) or not ((levels >= edge) & (levels <= 1 - min(edge, 1e-16))).all():
+    closed = values == "posterior"  # the prior's own quantiles at 0 and 1 are infinite
+    inside = (levels >= 0) & (levels <= 1) if closed else (levels > 0) & (levels < 1)
+    if levels.ndim != 1 or not len(levels) or not inside.all():
         raise InterventionError(
             f"quantiles must be a list of numbers between 0 and 1, e.g. (0.05, 0.95); got {quantiles!r}."
         )
-    z = posterior_draws(vae, x, DRAWS) if values == "posterior" else None
-    prior = np.array([[NormalDist().inv_cdf(q)] for q in levels]) if z is None else None
-    joints: list[list[dict[Selection, Intervention]]] = [[] for _ in levels]
-    for joint in what.values():
-        tables = {
-            s: prior.repeat(_n_units(vae, s), 1) if z is None else _quantiles(_named(z, s), levels) for s in joint
-        }
-        for q, entries in enumerate(joints):
-            entries.append({selection: _set(vae, selection, table[q]) for selection, table in tables.items()})
-    names = tuple(f"q{name}" for name in map(_number, levels.tolist()))
-    if len(set(names)) < len(names):
+    if len(set(levels.tolist())) < len(levels):
         raise InterventionError(f"quantiles repeat a number: {quantiles!r}.")
-    return Moves(names, tuple(map(tuple, joints)))
+    if closed:
+        z = posterior_draws(vae, x, DRAWS)
+        table = {
+            selection: _quantiles(selected(z, selection), levels) for joint in what.values() for selection in joint
+        }
+    else:
+        prior = np.array([[NormalDist().inv_cdf(level)] for level in levels.tolist()])
+        table = {s: prior.repeat(len(vae.sites.units(s)), axis=1) for joint in what.values() for s in joint}
+    joints = tuple(
+        tuple({s: _set(vae, s, table[s][row]) for s in joint} for joint in what.values()) for row in range(len(levels))
+    )
+    return Moves(tuple(f"q{_number(level)}" for level in levels.tolist()), joints)
 
 
-def _quantiles(z: Tensor, quantiles: Sequence[float]) -> Float[np.ndarray, "quantile unit"]:
+def _quantiles(z: Tensor, quantiles: Sequence[float] | np.ndarray) -> Float[np.ndarray, "quantile unit"]:
     """Over draws and positions. In numpy: torch.quantile refuses half precision and more than 16 million values."""
     return np.quantile(z.transpose(0, 1).flatten(1).double().cpu().numpy(), quantiles, axis=1)
 
 
-def _named(z: Float[Tensor, "draw channel *position"], selection: Selection) -> Float[Tensor, "draw unit *position"]:
-    units = z if selection.indices is None else z[:, list(selection.indices)]
-    return units if selection.position is None else units[(slice(None), slice(None), *selection.position)]
-
-
-def _n_units(vae: VAE, selection: Selection) -> int:
-    return len(vae.sites.units(selection))
-
-
-def _set(vae: VAE, selection: Selection, values: Float[np.ndarray, " unit"]) -> Set:
+def _set(vae: VAE, selection: Selection, values: Float[np.ndarray, " unit"]) -> Intervention:
     """Each unit to its own value, over all the positions that are named."""
     if len(values) == 1:
         return Set(float(values[0]))
@@ -218,16 +181,6 @@ def _listed(values: Any) -> list[Intervention]:
     if repeated is not None:
         raise InterventionError(f"values repeats {repeated!r}; name each once.")
     return listed
-
-
-def _require_codes(vae: VAE, what: Mapping[str, tuple[Selection, ...]], listed: Sequence[Intervention]) -> None:
-    n_codes, everything = len(codebook_of(vae)), tuple(range(vae.sites["latent.z"].n_units))
-    for name, joint in what.items():
-        if any(selection.indices not in (None, everything) for selection in joint):
-            raise InterventionError(f"a code is a whole latent vector, {name} is a part of one; use per='position'.")
-    beyond = [each for each in listed if isinstance(each, Quantize) and each.code >= n_codes]
-    if beyond:
-        raise InterventionError(f"{beyond[0]!r} does not fit a codebook of {n_codes} codes.")
 
 
 def _names(listed: Sequence[Intervention]) -> tuple[str, ...]:
@@ -258,7 +211,7 @@ def _number(value: float) -> str:
 
 def _shown(joint: Mapping[Selection, Intervention]) -> Any:
     """What an experiment is set to, as JSON data: numbers where they are few, else the intervention as it prints."""
-    shown = []
+    shown: list[Any] = []
     for each in joint.values():
         if not isinstance(each, Set):
             shown.append(repr(each))

@@ -15,7 +15,8 @@ from torch import Tensor
 from nnsight_vae.engine import activations, run_interventions
 from nnsight_vae.errors import NnsightVaeWarning
 from nnsight_vae.interventions import Quantize
-from nnsight_vae.levels.latent_values import Moves, nearest_codes, posterior_draws
+from nnsight_vae.levels.codes import code_usage
+from nnsight_vae.levels.latent_values import Moves, posterior_draws
 from nnsight_vae.sites import Selection, Site
 from nnsight_vae.vae import VAE
 
@@ -134,9 +135,11 @@ def off_manifold(
 
 
 def _usage(vae: VAE, x: Tensor, moved: Moves) -> dict[str, Any]:
-    used = nearest_codes(vae, activations(vae, x, ["latent.z"])["latent.z"])
-    codes = {name: next(iter(joints[0].values())).code for name, joints in zip(moved.names, moved.joints, strict=True)}
-    usage = {name: float((used == code).double().mean()) for name, code in codes.items()}
+    shares = code_usage(vae, x)
+    usage = {}
+    for name, joints in zip(moved.names, moved.joints, strict=True):
+        code = next(each.code for each in joints[0].values() if isinstance(each, Quantize))
+        usage[name] = float(shares[code])
     unused = [name for name, share in usage.items() if share == 0]
     if unused:
         _warn(f"{', '.join(unused)}: never used by x, so the decoder may not have been trained on it.")

@@ -7,8 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from nnsight_vae.errors import DataError
 from nnsight_vae.metrics.dead import COLLAPSED
-from nnsight_vae.metrics.resampling import checked, checked_like, estimate
+from nnsight_vae.metrics.resampling import checked, estimate
 from nnsight_vae.metrics.scores import LatentScores, Score
 
 ACTIVE = 0.01  # variance of the posterior mean above which Burda et al. call a unit active
@@ -69,7 +70,9 @@ def activity(
     """
     axes = ("example", "latent", "*position")
     mu = checked(mu, "mu", axes)
-    logvar = checked_like(logvar, "logvar", axes, mu.shape)
+    logvar = checked(logvar, "logvar", axes)
+    if logvar.shape != mu.shape:
+        raise DataError(f"mu has shape {mu.shape} and logvar {logvar.shape}; expected one of each for every latent.")
     kl = 0.5 * (mu**2 + np.exp(logvar) - 1 - logvar)
     n, n_latents = mu.shape[:2]
     nats = kl.reshape(n, n_latents, -1).sum(axis=2)

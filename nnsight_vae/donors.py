@@ -17,7 +17,7 @@ from nnsight_vae.vae import VAE
 
 Joint = Mapping[Selection, Intervention]
 
-_ROWS = 64  # rows of a reference batch run at once
+_ROWS = 64  # rows of a reference batch run at once, and examples whose noise is drawn at once
 
 
 class Replacement(NamedTuple):
@@ -33,12 +33,9 @@ class Donors:
     def __init__(self, vae: VAE, joints: Sequence[Joint], x: Tensor, eps: Tensor | None) -> None:
         self.vae, self.x, self.eps = vae, x, eps
         self.sites = vae.sites
-        self._wanted: dict[
-            int, tuple[Tensor, set[str]]
-        ] = {}  # id of a batch of inputs -> the batch, the sites wanted of it
-        self._sources: dict[int, Tensor] = {}  # id of an intervention -> the inputs its activations come from
+        # Inputs that activations are swapped in from: by id, the batch, which row of it each example gets, the sites wanted of it.
+        self._wanted: dict[int, tuple[Tensor, Tensor | None, set[str]]] = {}
         self._means: dict[tuple[int, str], Tensor] = {}
-        self._noise: dict[tuple[int, Unit], Tensor] = {}
         for joint in joints:
             for selection, intervention in joint.items():
                 self._prepare(selection, intervention)
@@ -52,29 +49,18 @@ class Donors:
                 self._require_broadcast(value, selection, site, intervention)
         elif isinstance(intervention, Swap):
             self._require_inputs(intervention.source, (1, len(self.x)), intervention)
-            self._want(intervention, intervention.source, site.name)
+            self._wanted.setdefault(_source(intervention), (intervention.source, None, set()))[2].add(site.name)
         elif isinstance(intervention, Resample):
             self._require_inputs(intervention.reference, None, intervention)
-            if id(intervention) not in self._sources:
+            if _source(intervention) not in self._wanted:
                 generator = torch.Generator().manual_seed(intervention.seed)
                 chosen = torch.randint(len(intervention.reference), (len(self.x),), generator=generator)
-                self._sources[id(intervention)] = intervention.reference[chosen].to(self.x)
-            self._want(intervention, self._sources[id(intervention)], site.name)
+                self._wanted[_source(intervention)] = (intervention.reference, chosen, set())
+            self._wanted[_source(intervention)][2].add(site.name)
         elif isinstance(intervention, Mean):
             self._require_inputs(intervention.reference, None, intervention)
-        elif isinstance(intervention, Noise):
-            for unit in self.sites.units(selection):
-                if (id(intervention), unit) not in self._noise:
-                    drawn = _draw(intervention.seed, unit, (len(self.x), *site.grid))
-                    self._noise[id(intervention), unit] = intervention.sd * drawn.to(self.x)
         elif isinstance(intervention, Quantize):
             self._code(selection, site, intervention)
-
-    def _want(self, intervention: Intervention, source: Tensor, site: str) -> None:
-        if id(source) not in self._wanted:
-            self._wanted[id(source)] = (source, set())
-        self._wanted[id(source)][1].add(site)
-        self._sources[id(intervention)] = source
 
     def _prepare_means(self, joints: Sequence[Joint]) -> None:
         wanted: dict[int, tuple[Tensor, set[str]]] = {}
@@ -97,10 +83,12 @@ class Donors:
         """The replacements for one chunk of examples: a function of selection and intervention."""
         eps = None if self.eps is None else self.eps[rows]
         source_acts: dict[int, dict[str, Tensor]] = {}
-        for key, (source, names) in self._wanted.items():
+        for key, (source, chosen, names) in self._wanted.items():
             # Under noise one donor for all is as many donors as there are draws.
             each = len(source) > 1 or eps is not None
             batch = source.expand(len(self.x), *source.shape[1:])[rows] if each else source
+            if chosen is not None:
+                batch = source[chosen[rows].to(source.device)]
             values = self._activations(batch.to(self.x), eps, names)
             source_acts[key] = {name: self._units_first(value, name) for name, value in values.items()}
 
@@ -122,13 +110,14 @@ class Donors:
             case Zero():
                 return Replacement(None, 0.0)
             case Swap() | Resample():
-                donor = source_acts[id(self._sources[id(intervention)])][selection.site]
+                donor = source_acts[_source(intervention)][selection.site]
                 return Replacement(None, selected(donor, selection))
             case Mean(reference):
                 return Replacement(None, selected(self._means[id(reference), selection.site], selection))
-            case Noise():
-                noise = [self._noise[id(intervention), unit][rows] for unit in self.sites.units(selection)]
-                return Replacement(1.0, _at_position(torch.stack(noise, dim=1), selection))
+            case Noise(sd, seed):
+                grid = self.sites[selection.site].grid
+                noise = torch.stack([_drawn(seed, unit, rows, grid) for unit in self.sites.units(selection)], dim=1)
+                return Replacement(1.0, _at_position(sd * noise.to(self.x), selection))
             case Quantize():
                 return Replacement(None, self._code(selection, self.sites[selection.site], intervention))
         raise InterventionError(f"the engine does not know {type(intervention).__name__}.")
@@ -185,15 +174,29 @@ class Donors:
         return selected(row.expand(1, -1, *site.grid), selection)
 
 
-def _draw(seed: int, unit: Unit, shape: tuple[int, ...]) -> Tensor:
-    """Noise of one unit: of its own, and the same whichever selection the unit is part of."""
-    digest = hashlib.sha256(f"{seed} {unit}".encode()).digest()
-    return torch.randn(shape, generator=torch.Generator().manual_seed(int.from_bytes(digest[:8], "big")))
+def _source(intervention: Swap | Resample) -> int:
+    """What tells apart the inputs that activations are swapped in from."""
+    return id(intervention.source) if isinstance(intervention, Swap) else id(intervention)
+
+
+def _drawn(seed: int, unit: Unit, rows: slice, grid: tuple[int, ...]) -> Tensor:
+    """Noise of one unit for some examples, `[n, *grid]`: of its own, whichever selection it is part of and whatever rows run at once."""
+    first, last = rows.start // _ROWS, (rows.stop - 1) // _ROWS
+    parts = []
+    for block in range(first, last + 1):
+        digest = hashlib.sha256(f"{seed} {unit} {block}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
+        parts.append(torch.randn(_ROWS, *grid, generator=generator))
+    return torch.cat(parts)[rows.start - first * _ROWS :][: rows.stop - rows.start]
 
 
 def selected(activation: Tensor, selection: Selection) -> Tensor:
     """Of an activation `[n, units, ...]`, the units and the position that are selected: `[n, units, ...]` or `[n, units]`."""
-    units = activation if selection.indices is None else activation[:, list(selection.indices)]
+    indices = selection.indices
+    if indices is None:
+        return _at_position(activation, selection)
+    # One unit as a view: a plan of a thousand units asks for a thousand of them a chunk.
+    units = activation[:, indices[0] : indices[0] + 1] if len(indices) == 1 else activation[:, list(indices)]
     return _at_position(units, selection)
 
 

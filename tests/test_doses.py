@@ -378,6 +378,18 @@ def test_doses_that_cannot_be_made_are_refused(call, message):
         call(WORLD)
 
 
+def test_positions_are_those_of_the_images_given_not_of_an_image_the_model_was_wrapped_with():
+    model = all_vaes()["residual"]
+    x = images(model, 6)
+    doses, pairs = nv.Doses(torch.stack([x, x + 1]), [0.0, 1.0]), nv.Pairs(x, x + 1)
+    for run, data in ((nv.dose_response, doses), (nv.manipulate_inputs, pairs)):
+        vae = nv.VAE(copy.deepcopy(model))
+        assert vae.sites["stem"].shape == (4, 32, 32)  # guessed; for these images it is (4, 4, 4)
+        with pytest.raises(nv.SiteError, match="names no position"):
+            run(vae, data, ["stem@20,3"])
+        assert len(run(vae, data, ["stem@3,3"]).units) == 4
+
+
 def test_what_is_no_model_or_no_doses_is_refused():
     vae, _ = linear_world()
     doses = WORLD.doses("cause", 12)

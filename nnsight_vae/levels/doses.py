@@ -50,10 +50,10 @@ def dose_response(vae: VAE, doses: Doses, sites: Sequence[Key] | None = None) ->
         raise DataError(
             f"got a {type(doses).__name__} where doses belong; make them with data.doses(factor) or nv.Doses(images, values)."
         )
-    batches = [checked_batch(vae, batch, doses.eps) for batch in doses.images]
+    checked_batch(vae, doses.images[0], doses.eps)
     names, blocks = unit_blocks(vae, sites)
     usual = reference_means(vae, doses.reference, doses.eps, blocks)
-    shown = [unit_means(vae, x, eps, blocks) for x, eps in batches]
+    shown = [unit_means(vae, *checked_batch(vae, batch, doses.eps), blocks) for batch in doses.images]
     scale = Scale.of(shown, usual, names, doses.images.dtype)
     values = np.asarray(doses.values, dtype=np.float64)
     raw = np.stack([means.values for means in shown], axis=1)

@@ -81,6 +81,8 @@ def manipulate_inputs(
     for each in by_factor.values():
         require(vae, each)
     _refuse_different_worlds(by_factor)
+    for each in by_factor.values():
+        checked_batch(vae, each.base, each.eps)
     names, blocks = unit_blocks(vae, sites)
     first = next(iter(by_factor.values()))
     usual = reference_means(vae, reference, first.eps, blocks)

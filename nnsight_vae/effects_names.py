@@ -40,9 +40,9 @@ def columns(wanted: str | Sequence[str], targets: Sequence[str]) -> list[int]:
 def site_and_index(unit: str) -> tuple[str, int | None]:
     """'encoder.4[7]' -> ('encoder.4', 7); several units, a whole site and a position (`encoder.4[7]@2,3`) have no single index.
 
-    A joint set (`a[0] + b[1]`) is a site of its own.
+    A joint set (`a[0] + b[1]`) and a path (`X -> a[0] -> Y`) are sites of their own.
     """
-    if " + " in unit:
+    if " + " in unit or " -> " in unit:
         return unit, None
     site, bracket, rest = unit.partition("[")
     index = rest.rstrip("]")

@@ -250,4 +250,7 @@ def test_results_save_test_and_select_as_any_effects_do(tmp_path):
     assert nv.Effects.load(tmp_path / "paths.npz").units == found.units
     assert found.provenance["mediators"] == ["enc1[0:8]", "latent.z"]
     assert found.select("X -> latent.z -> Y", "b").values.shape == (1, 1, 12)
-    assert len(found.to_frame()) == 10
+    frame = found.to_frame()
+    assert len(frame) == 10
+    assert list(frame.site[::2]) == list(found.units)  # a path is no unit of a site
+    assert frame["index"].isna().all()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vaes import all_vaes, images
 
 import nnsight_vae as nv
+from nnsight_vae.levels import paths
 
 MODELS = {name: model.double() for name, model in all_vaes().items()}
 
@@ -234,6 +235,29 @@ def test_pairs_do_not_see_each_other():
     )
     alone = np.concatenate([nv.path_effects(vae, pairs[i], keys, readout=TwoPixels()).values for i in range(4)], axis=2)
     np.testing.assert_allclose(alone, together, atol=1e-12)
+
+
+def test_pairs_that_are_followed_a_few_at_a_time_give_the_same(monkeypatch):
+    vae, pairs = pairs_of("conv", noisy=True)
+    keys = ["encoder.0[0]", ["encoder.2[1]", "fc_mu[0]"], "latent.z[0:2]"]
+    together = nv.path_effects(vae, pairs, keys, readout=TwoPixels())
+    numbers = 64 + 16 + 1 + 2
+    for bound in (1, 3 * 4 * numbers * 8):  # one pair at a time; three of the four
+        monkeypatch.setattr(paths, "CARRIED_BYTES", bound)
+        seen: list[int] = []
+        monkeypatch.setattr(paths._Paths, "outcomes", counted(paths._Paths.outcomes, seen))
+        apart = nv.path_effects(vae, pairs, keys, readout=TwoPixels())
+        np.testing.assert_allclose(apart.values, together.values, atol=1e-12)
+        assert seen == ([1] * 4 if bound == 1 else [3, 1])
+        monkeypatch.undo()
+
+
+def counted(method, seen: list[int]):
+    def outcomes(self, readout):
+        seen.append(len(self.pairs))
+        return method(self, readout)
+
+    return outcomes
 
 
 def test_what_is_read_may_be_the_latent():

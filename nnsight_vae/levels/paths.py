@@ -15,7 +15,7 @@ from nnsight_vae.engine import baseline, run_interventions
 from nnsight_vae.errors import InterventionError
 from nnsight_vae.interventions import Intervention, Swap
 from nnsight_vae.levels.mediators import MediatorSets, mediator_sets
-from nnsight_vae.levels.through import Activation
+from nnsight_vae.levels.through import CARRIED_BYTES, Activation
 from nnsight_vae.pairs import Pairs
 from nnsight_vae.progress import progress_bar
 from nnsight_vae.provenance import provenance
@@ -23,7 +23,7 @@ from nnsight_vae.readouts import Readout
 from nnsight_vae.sites import Selection
 from nnsight_vae.vae import VAE
 
-MOST_MEDIATORS = 6  # 2^6 = 64 paths, each its own run; their values are all kept
+MOST_MEDIATORS = 6  # 2^6 = 64 paths, each its own run
 
 _Path = tuple[int, ...]  # which of the mediators a path passes, in order
 _Held = dict[Selection, Intervention]
@@ -84,7 +84,11 @@ def path_effects(
     names, paths = list(sets), _subsets(len(sets))
     reads = sum(len(sets[names[path[-1]]]) for path in paths if path not in ((), (0,)))
     with progress_bar("following paths", (reads + len(paths)) * len(pairs), progress) as advance:
-        at_ends = _Paths(vae, pairs, tuple(sets.values()), advance).outcomes(readout)
+        parts = [
+            _Paths(vae, pairs[rows], tuple(sets.values()), advance).outcomes(readout)
+            for rows in _chunks(vae, pairs, sets)
+        ]
+    at_ends = {path: torch.cat([part[path] for part in parts]) for path in paths}
     base, source = (baseline(vae, x, readout, eps=pairs.eps).double() for x in (pairs.base, pairs.source))
     changes = torch.stack([at_ends[path].double() - base for path in paths])
     rest = (source - base) - changes.sum(0)
@@ -137,6 +141,14 @@ class _Paths:
             values = run_interventions(self.vae, x, plan, read, eps=self.pairs.eps, progress=self.advance)
             heard |= dict(zip(group, values, strict=True))
         return heard
+
+
+def _chunks(vae: VAE, pairs: Pairs, sets: Mapping[str, tuple[Selection, ...]]) -> list[slice]:
+    """So many pairs at a time that the mediators' activations, one for every path to each, stay in bound."""
+    parts = [part for parts in sets.values() for part in parts]
+    numbers = sum(len(Activation(vae.sites[part.site], (part,)).names) for part in parts)
+    step = max(1, CARRIED_BYTES // (2 ** (len(sets) - 1) * numbers * pairs.base.element_size()))
+    return [slice(start, start + step) for start in range(0, len(pairs), step)]
 
 
 def _subsets(k: int) -> list[_Path]:

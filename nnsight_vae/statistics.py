@@ -194,23 +194,23 @@ def _bca_interval(
     values: Float[np.ndarray, "*cells pair"], groups: _Ids, level: float, n_boot: int, seed: int
 ) -> tuple[Float[np.ndarray, "*cells"], Float[np.ndarray, "*cells"]]:
     """Bias-corrected and accelerated: Efron & Tibshirani 1993, section 14.3, the jackknife leaving out whole clusters."""
-    from scipy.stats import norm
+    from scipy.special import ndtr, ndtri
 
     check_level(level)
     design = checked_design(values, groups)
-    tails = norm.ppf([(1 - level) / 2, (1 + level) / 2])[:, None]
+    tails = ndtri(np.array([(1 - level) / 2, (1 + level) / 2]))[:, None]
     bounds = []
     for means, sums in _resampled_means(values, design, n_boot, seed):
         total, sizes = sums.sum(axis=1, keepdims=True), design.atoms.sizes
         mean = total / sizes.sum()
         below = ((means < mean).mean(axis=1) + (means <= mean).mean(axis=1)) / 2
-        bias = norm.ppf(np.clip(below, 0.5 / n_boot, 1 - 0.5 / n_boot))
+        bias = ndtri(np.clip(below, 0.5 / n_boot, 1 - 0.5 / n_boot))
         left_out = (total - sums) / (sizes.sum() - sizes)
         skew = left_out.mean(axis=1, keepdims=True) - left_out
         spread = (skew**2).sum(axis=1)
         cube = (skew**3).sum(axis=1)
         pull = np.divide(cube, 6 * spread**1.5, out=np.zeros_like(cube), where=spread > 0)
-        at = norm.cdf(bias + (bias + tails) / (1 - pull * (bias + tails)))
+        at = ndtr(bias + (bias + tails) / (1 - pull * (bias + tails)))
         ordered = np.sort(means, axis=1)
         bounds.append(np.stack([_quantile_of_each(ordered, share) for share in at]))
     return _gather(bounds, values.shape[:-1])

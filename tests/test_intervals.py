@@ -244,11 +244,10 @@ def test_scaling_and_order_of_pairs_and_cells_pass_through(seed, method, both_wa
     np.testing.assert_allclose(np.sort(moved, axis=0), np.sort(expected, axis=0), rtol=1e-6)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("both_ways", [False, True])
+@pytest.mark.parametrize(
+    ("method", "both_ways"), [*((method, False) for method in METHODS), *((method, True) for method in TWO_WAY)]
+)
 def test_results_do_not_depend_on_how_the_cells_are_cut_into_slabs(monkeypatch, method, both_ways):
-    if both_ways and method == "bca":
-        pytest.skip("not defined")
     ids = sparse(16) if both_ways else (sparse(16)[0], None)
     values = np.random.default_rng(17).normal(size=(11, 30))
     monkeypatch.setattr(clusters, "BLOCK", 7_000)  # rows of 50 resamples fit, of one slab or of all

@@ -137,7 +137,7 @@ def agreement(
             any array of those shapes, from base to source, with the effects' targets in their order.
         effects: from `patch_activations`, on the same pairs.
         top: k of the overlap; None: a tenth of the units, at least 1.
-        level: of the intervals.
+        level: of the percentile intervals. Resampling adds noise to both sides, so those of correlations lean low.
         n_boot: resamples of the pairs, by whole clusters.
         seed: of the resampling.
 

@@ -80,7 +80,7 @@ class Group:
             layout = clean.vae.layout(clean.x)
             yield Block(self.members, alive, lambda rows: writes_of(layout, joints, resolved, rows))
             return
-        unit = clean.x.element_size() * len(clean) * torch.Size(self.route.site.grid).numel()
+        unit = clean.x.element_size() * len(clean) * self.route.positions
         step = max(1, budget // (4 * unit))  # before and after, at the site and at the end of the route
         for i in range(0, len(self.members), step):
             yield self._units(clean, resolved, self.route, self.members[i : i + step])

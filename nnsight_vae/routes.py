@@ -59,6 +59,12 @@ class Route:
         last = self.layer or (self.steps[-1] if self.steps else None)
         return layout.paths[self.site.name] if last is None else last.path
 
+    @property
+    def positions(self) -> int:
+        """The most numbers that a unit of one example is on the way."""
+        shapes = [step.taken[2:] for step in (*self.steps, self.layer) if step is not None and step.taken is not None]
+        return max(torch.Size(shape).numel() for shape in (self.site.grid, *shapes))
+
     def follow(
         self, units: Int[Tensor, " k"], values: Float[Tensor, "k n *grid"]
     ) -> tuple[Int[Tensor, " k"], Float[Tensor, "k n ports *end"]]:

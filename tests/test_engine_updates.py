@@ -278,3 +278,32 @@ def test_half_precision_and_autocast_are_run_and_not_followed():
     half = nv.VAE(copy.deepcopy(model).bfloat16(), example=x.bfloat16())
     assert route_for(half, x.bfloat16(), None, "parts.0").layer is None
     assert route_for(vae, x, None, "parts.0").layer is not None
+
+
+class Sloped(nn.Module):
+    """The log-variance is a function of the mean, so that noise shows a second way from the head to the output."""
+
+    image = (3, 4, 4)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.out = nn.Linear(48, 2), nn.Linear(2, 5)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mu = self.head(x.flatten(1))
+        return mu, -mu.abs()
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.out(z)
+
+
+def test_a_route_that_holds_at_the_mean_is_not_taken_under_noise():
+    model = seeded(Sloped())
+    x, source = images(model, 3), images(model, 3, seed=1)
+    vae = nv.VAE(copy.deepcopy(model), example=x)
+    eps = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
+    donor = record(model, source, "head")
+    for noise in (None, eps):
+        got = engine.run_interventions(vae, x, [{"head[1]": nv.Swap(source)}], Everything((5,)), eps=noise)
+        want = literal(model, x, {"head": unit_write(1, lambda v: donor[:, 1])}, noise)
+        torch.testing.assert_close(got[0], want, atol=1e-5, rtol=0)

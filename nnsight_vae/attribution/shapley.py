@@ -133,6 +133,15 @@ class LatentShapley(VAEAttribution):
         errors = errors if call.targets.all else errors[:, 0]
         return (*result, errors) if return_convergence_delta else (result, errors)
 
+    def has_convergence_delta(self) -> bool:
+        """True: values sum to f(z) - f(baseline)."""
+        return True
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """True: values are shares of a difference from the baseline."""
+        return True
+
     def _values(
         self, call: Call, players: Int[Tensor, "*latent"], rows: int, orders: int | None, seed: int
     ) -> tuple[Float[Tensor, "n target *latent"], Float[Tensor, "n target *latent"]]:

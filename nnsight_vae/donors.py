@@ -84,11 +84,12 @@ class Donors:
         eps = None if self.eps is None else self.eps[rows]
         source_acts: dict[int, dict[str, Tensor]] = {}
         for key, (source, chosen, names) in self._wanted.items():
-            # Under noise one donor for all is as many donors as there are draws.
-            each = len(source) > 1 or eps is not None
-            batch = source.expand(len(self.x), *source.shape[1:])[rows] if each else source
             if chosen is not None:
                 batch = source[chosen[rows].to(source.device)]
+            elif len(source) > 1 or eps is not None:  # under noise one donor for all is as many as there are draws
+                batch = source.expand(len(self.x), *source.shape[1:])[rows]
+            else:
+                batch = source
             values = self._activations(batch.to(self.x), eps, names)
             source_acts[key] = {name: self._units_first(value, name) for name, value in values.items()}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from contextlib import contextmanager
+from functools import cache
 
 import numpy as np
 import pytest
@@ -60,11 +61,15 @@ def test_every_intervention_at_a_position_equals_hooks(name):
     eps, read = noise_like_latent(vae, 4), Everything(model.image)
     drawn = torch.randint(4, (4,), generator=torch.Generator().manual_seed(7))
     checked = 0
-    for site in [site for site in vae.sites.values() if site.grid][::2]:
+    for site in [site for site in vae.sites.values() if site.grid][::3]:
         donor = record(model, source, site.name, eps)
         resampled = record(model, source[drawn], site.name, eps)
-        keys = [nv.Selection(site.name, (0,), p) for p in site.positions[:: max(1, len(site.positions) // 2)]]
-        keys += [nv.Selection(site.name, None, site.positions[-1]), nv.Selection(site.name, (0, site.n_units - 1), site.positions[1])]  # fmt: skip
+        middle, last = site.positions[len(site.positions) // 2], site.positions[-1]
+        keys = [
+            nv.Selection(site.name, (0,), middle),
+            nv.Selection(site.name, None, last),
+            nv.Selection(site.name, (0, site.n_units - 1), site.positions[1]),
+        ]
         plan, wanted = [], []
         for key in map(vae.sites.select, keys):
             units = len(vae.sites.units(key))
@@ -85,7 +90,7 @@ def test_every_intervention_at_a_position_equals_hooks(name):
         for entry, row, want in zip(plan, got, wanted, strict=True):
             torch.testing.assert_close(row, want, atol=1e-5, rtol=0, msg=f"{entry}")
         checked += len(plan)
-    assert checked >= 50
+    assert checked >= 48
 
 
 @pytest.mark.parametrize("m", [1, 3, 4, 9, 130])
@@ -203,6 +208,7 @@ READ = ThreePixels()
 N = 7
 
 
+@cache
 def pairs_of(model: nn.Module, noisy: bool = True, n: int = N) -> tuple[nv.VAE, nv.Pairs]:
     base, source = images(model, n), images(model, n, seed=1)
     vae = nv.VAE(copy.deepcopy(model), example=base)
@@ -236,12 +242,19 @@ def literal_change(vae, model, receiver, held: dict, eps, levels=()) -> np.ndarr
     """The readout's change when `held` reaches it through some levels only, `[target, pair]`."""
     for level in levels:
         _, held = run(vae, model, receiver, held, eps, tuple(level))
-    moved, clean = run(vae, model, receiver, held, eps)[0], run(vae, model, receiver, {}, eps)[0]
-    return (moved - clean).double().numpy().T
+    return (run(vae, model, receiver, held, eps)[0] - clean_readout(model, receiver, eps)).double().numpy().T
+
+
+@cache
+def clean_readout(model: nn.Module, x: Tensor, eps: Tensor | None) -> Tensor:
+    return READ(literal(model, x, {}, eps))
+
+
+recorded = cache(record)
 
 
 def donated(vae, model, x, joint, eps) -> dict:
-    return {k: chosen(record(model, x, k.site, eps), k, vae.sites[k.site].axis) for k in joint}
+    return {k: chosen(recorded(model, x, k.site, eps), k, vae.sites[k.site].axis) for k in joint}
 
 
 def assert_equals_hooks(effects: nv.Effects, named: dict, vae, model, pairs, levels=()) -> None:
@@ -294,7 +307,7 @@ PATHS = {
     "mlp": (["enc1[0:3]", "enc2[4]"], [["latent.mu[1:3]"], [["heads[0]", "heads[6]"], ["latent.z[0]"], ["dec1[2:5]"]]]),
     "batchnorm": (["encoder.0[1]", "encoder.1[1]"], [["encoder.4[0]", "encoder.3[2]", "decoder.7[1]"]]),
     "residual": (["stem[1]", "block.first[2]@1,1"], [["block"], ["latent.z@1,2", "latent.z[1]@0,0"], [["head[0]"], ["grow[0:2]", "refine.first[1]"]]]),
-    "tokens": (["embed[2]", "embed[1]@2"], [["latent.mu[0]"], [["latent.z[0]", "latent.z[2]"], ["grow[3:9]"]]]),
+    "tokens": (["input[2]", "input[1]@2"], [["embed[2]", "embed[0:2]@1"], [["latent.z[0]", "latent.z[2]"], ["grow[3:9]"]]]),
 }  # fmt: skip
 
 
@@ -336,7 +349,7 @@ def linear_world(seed: int = 0, n: int = 12):
 
 
 @given(st.integers(0, 10_000), st.sets(st.integers(0, 2), min_size=1), st.integers(0, 4))
-@settings(max_examples=10)
+@settings(max_examples=6)
 def test_path_effects_of_a_linear_vae_are_products_of_weights_along_the_paths(seed, ks, j):
     vae, pairs, read, (a1, a2, b1, b2) = linear_world(seed)
     ks = sorted(ks)
@@ -415,7 +428,7 @@ def test_noise_is_an_ablation_too_and_its_effect_grows_with_its_spread():
 
 
 @given(st.integers(0, 10_000), st.floats(-2, 2))
-@settings(max_examples=8)
+@settings(max_examples=5)
 def test_ablations_of_a_linear_vae_are_distances_to_the_value_put(seed, value):
     vae, pairs, read, (a1, a2, b1, b2) = linear_world(seed)
     gain = read.c @ b2 @ b1
@@ -500,7 +513,7 @@ def test_equal_inputs_have_no_effect_to_the_last_bit():
 
 
 @given(st.permutations(range(N)), st.permutations(range(5)), st.sampled_from([{}, {"ablation": "mean"}, {"through": ["latent.z[0]"]}]))  # fmt: skip
-@settings(max_examples=12)
+@settings(max_examples=9)
 def test_permuting_pairs_and_units_permutes_results(order, units, how):
     vae, pairs = pairs_of(MODELS["mlp"])
     keys = ["enc1[0]", "enc2[3]", ("enc1[1]", "enc2[2]"), "enc1[4:6]", "heads[0]"]
@@ -586,8 +599,8 @@ def test_the_bar_counts_every_run_of_every_pass(how, passes, monkeypatch):
 
 @pytest.mark.parametrize("how", [{}, {"through": ["fc_mu[0]"]}, {"ablation": "mean"}])
 @pytest.mark.parametrize("after", [0, 1, 3])
-def test_an_interrupt_leaves_the_model_as_it_was(how, after, monkeypatch):
-    vae, pairs = pairs_of(MODELS["conv"])
+def test_an_interrupt_leaves_the_model_as_it_was(how, after):
+    vae, pairs = pairs_of.__wrapped__(MODELS["conv"])  # of its own, to be changed
     vae.module.train()
     for parameter in vae.module.fc_mu.parameters():
         parameter.requires_grad_(False)

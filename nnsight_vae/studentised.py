@@ -9,7 +9,7 @@ from jaxtyping import Float, Shaped
 
 from nnsight_vae.clusters import Clusters, Design, checked_design, slabs
 from nnsight_vae.resampling import design_weights
-from nnsight_vae.standard_errors import both_ways, check_level, mean_and_variance, t_interval, t_quantile
+from nnsight_vae.standard_errors import both_ways, check_level, mean_and_variance, t_interval
 
 _FEWEST = 5  # clusters; with fewer, too few different resamples exist to tell a 95 % quantile
 _NONE = 1e-10  # a resample whose variance is this small beside the sample's has drawn the same cluster only
@@ -61,9 +61,9 @@ def bootstrap_t_interval(
         return t_interval(values, groups, source_groups, level=level)
     one_way = len(design.ways) == 1
     variance = _one_way(design) if one_way else _two_ways(design)
-    usual = t_quantile(design.n_clusters - 1, level)
     bounds = []
-    for sums in slabs(values, design.atoms, columns=n_boot * (1 if one_way else max(map(len, design.ways)))):
+    arrays = 4 if one_way else 2 * max(map(len, design.ways))  # of [cell, boot] that are alive at a time, about
+    for sums in slabs(values, design.atoms, columns=n_boot * arrays):
         mean, deviations, sampled = mean_and_variance(sums, design)
         roots = np.empty((len(sums), n_boot))
         done = 0
@@ -73,7 +73,7 @@ def bootstrap_t_interval(
             resampled = variance(deviations, shift, atoms, drawn) / n_pairs**2
             roots[:, done : done + len(atoms)] = _roots(shift, resampled, _NONE * sampled[:, None])
             done += len(atoms)
-        low, high = _quantiles(roots, level, usual) * np.sqrt(sampled)
+        low, high = _quantiles(roots, level) * np.sqrt(sampled)
         bounds.append(np.stack([mean - high, mean - low]))
     low, high = np.concatenate(bounds, axis=1) if bounds else np.zeros((2, 0))
     return low.reshape(values.shape[:-1]), high.reshape(values.shape[:-1])
@@ -88,10 +88,10 @@ def _roots(shift: np.ndarray, resampled: np.ndarray, least: np.ndarray) -> Float
     return roots
 
 
-def _quantiles(roots: Float[np.ndarray, "cell boot"], level: float, usual: float) -> Float[np.ndarray, "2 cell"]:
+def _quantiles(roots: Float[np.ndarray, "cell boot"], level: float) -> Float[np.ndarray, "2 cell"]:
+    """Of the roots, with the infinite ones as large as the largest finite one."""
     sizes = np.abs(roots)
     largest = np.where(np.isfinite(sizes), sizes, 0.0).max(axis=1, keepdims=True)
-    largest[largest == 0] = usual
     tail = (1 - level) / 2
     return np.quantile(np.clip(roots, -largest, largest), [tail, 1 - tail], axis=1)
 

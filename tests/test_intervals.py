@@ -1,6 +1,7 @@
 """Intervals, clustered one way and both: closed forms, literal twins, published code and invariants."""
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -250,11 +251,24 @@ def test_scaling_and_order_of_pairs_and_cells_pass_through(seed, method, both_wa
 def test_results_do_not_depend_on_how_the_cells_are_cut_into_slabs(monkeypatch, method, both_ways):
     ids = sparse(16) if both_ways else (sparse(16)[0], None)
     values = np.random.default_rng(17).normal(size=(11, 30))
-    monkeypatch.setattr(clusters, "BLOCK", 7_000)  # rows of 50 resamples fit, of one slab or of all
+    monkeypatch.setattr(clusters, "BLOCK", 3_000)  # a few cells a slab; all resamples in one block
     cut = statistics.mean_interval(values, *ids, method=method, n_boot=50)
-    assert 7_000 // (50 * 7) < 11 * 7
     monkeypatch.setattr(clusters, "BLOCK", 10**7)
     np.testing.assert_allclose(cut, statistics.mean_interval(values, *ids, method=method, n_boot=50), rtol=1e-10)
+
+
+@pytest.mark.parametrize("ids", [(None, None), grid(8, 8)])
+def test_memory_stays_bounded_for_many_cells(ids):
+    values = np.random.default_rng(18).normal(size=(2000, 64)).astype(np.float32)
+    statistics.mean_interval(values[:1], *ids)  # what is imported once is not counted
+    tracemalloc.start()
+    try:
+        statistics.mean_interval(
+            values, *ids, n_boot=1000
+        )  # the roots of all cells alone would take 32 MB, squares 256 MB
+        assert tracemalloc.get_traced_memory()[1] < 100e6
+    finally:
+        tracemalloc.stop()
 
 
 # ---------------------------------------------------------------- refusals

@@ -684,6 +684,8 @@ def test_provenance_says_what_was_done():
         ({"through": ["latent.z[0]", "latent.z[0:2]"]}, nv.InterventionError, r"both name latent\.z\[0\]"),
         ({"through": ["enc1[0]"]}, nv.InterventionError, r"enc1\[0\] is not downstream of enc2\[1\]"),
         ({"through": ["enc2[0]"]}, nv.InterventionError, r"enc2\[0\] is not downstream of enc2\[1\]"),
+        ({"through": ["latent.z", "enc1[1]"]}, nv.InterventionError, r"enc1\[1\] is not downstream of enc2\[1\]"),
+        ({"sites": [("enc1[0]", "latent.z[1]")], "through": ["latent.mu[0]"]}, nv.InterventionError, r"not downstream of latent\.z\[1\]"),
         ({"through": [["dec1"], ["latent.z"]]}, nv.InterventionError, "latent.z is not downstream of dec1"),
         ({"through": [["dec1[0]"], ["dec1[1]"]]}, nv.InterventionError, r"dec1\[1\] is not downstream of dec1\[0\]"),
         ({"through": ["latent.z"], "readout": nv.readouts.Latents(4)}, nv.InterventionError, "comes after 'latent.mu'"),

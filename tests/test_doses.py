@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from itertools import combinations, product
+from itertools import combinations, pairwise, product
 
 import numpy as np
 import pytest
@@ -275,6 +275,26 @@ def test_a_least_effect_is_part_of_what_is_tested():
     assert response.pvalues(0.3)[0] > 0.01
 
 
+def test_responses_and_steps_are_found_at_a_false_discovery_rate_over_units_and_over_units_x_steps():
+    """One clear step each in half of the units: uncorrected, some of the other steps would pass as well."""
+    values = 0.3 * curves(12, (40, 5, 20))
+    values[:20, 3:] += 1.0
+    values -= values.mean(axis=1, keepdims=True)
+    response = DoseResponse(values, tuple(f"a[{u}]" for u in range(40)), np.arange(5.0), "size")
+    frame = response.to_frame(q=0.1)
+    p, step_p = response.pvalues(), response.steps.pvalues()
+    responds = stats.false_discovery_control(p) <= 0.1
+    passed = stats.false_discovery_control(step_p.ravel()).reshape(step_p.shape) <= 0.1
+    assert (step_p <= 0.1).sum() > passed.sum() >= 20
+    assert (p <= 0.1).sum() > responds.sum() >= 20
+    assert frame["responds"].tolist() == responds.tolist()
+    for u in range(40):
+        signs = [np.sign(step) for step, ok in zip(np.diff(values[u].mean(axis=1)), passed[u], strict=True) if ok]
+        turns = sum(a != b for a, b in pairwise(signs))
+        kinds = {0: ("linear", "monotone"), 1: ("peak", "dip")}.get(turns, ("mixed",)) if signs else ("undetermined",)
+        assert (frame["shape"][u] in kinds) == responds[u]
+
+
 @given(st.integers(0, 10_000))
 @settings(max_examples=10, deadline=None, derandomize=True)
 def test_units_of_the_world_have_no_order_and_reversed_doses_flip_the_slope(seed):
@@ -325,10 +345,11 @@ def test_rounding_is_no_response():
     response = nv.dose_response(vae, nv.Doses(batches, [0.0, 1.0, 2.0, 3.0]), ["enc"])
     assert np.abs(response.values[0]).max() == 0
     assert np.abs(response.values[1]).max() > 0.5
-    nearly = nv.dose_response(
-        vae, nv.Doses(batches[:1] + 1e-8 * batches, [0.0, 1.0, 2.0, 3.0], reference=batches[0]), ["enc"]
-    )
-    assert np.abs(nearly.trend.values[:, 1]).max() == 0  # steps of rounding size are ties
+    moved = batches.roll(1, 1) * 1e-7  # of rounding size: three doses that are alike, then one that is not
+    moved[0], moved[3] = 0, 1
+    nearly = nv.dose_response(vae, nv.Doses(batches[0] + moved, [0.0, 1.0, 2.0, 3.0]), ["enc"])
+    assert (np.diff(nearly.values[:, :3], axis=1) != 0).any()
+    np.testing.assert_allclose(np.abs(nearly.trend.values[:, 1]), 0.5)
 
 
 # ---------------------------------------------------------------- refusals, printing, pictures

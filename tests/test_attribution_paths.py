@@ -122,6 +122,72 @@ def test_all_latents_at_once_are_captums_maps_one_by_one(to, intervened):
         assert off.shape == (4,)
 
 
+class CountingConv2d(nn.Conv2d):
+    """A first layer that counts the rows it runs."""
+
+    rows = 0
+
+    def forward(self, x):
+        CountingConv2d.rows += len(x)
+        return super().forward(x)
+
+
+class First(nn.Module):
+    """One convolution and what is done around it."""
+
+    image = (1, 6, 6)
+
+    def __init__(self, before=lambda x: x, after=torch.tanh, beside=lambda x: 0.0):
+        super().__init__()
+        self.conv, self.head, self.decoder = CountingConv2d(1, 3, 3), nn.Linear(48, 4), nn.Linear(2, 36)
+        self.before, self.after, self.beside = before, after, beside
+
+    def encode(self, x):
+        return (self.head(self.after(self.conv(self.before(x))).flatten(1)) + self.beside(x)).chunk(2, 1)
+
+    def decode(self, z):
+        return self.decoder(z).unflatten(1, (1, 6, 6))
+
+
+ENTRIES = {  # what is done to a model -> whether its path may start after its first layer
+    "plain": ({}, True),
+    "normalised": ({"before": lambda x: (x - 0.5) / 0.25}, True),
+    "rewritten in place": ({"after": lambda h: h.sub_(0.2).relu_()}, True),
+    "curved before": ({"before": lambda x: x * x}, False),
+    "gone past": ({"beside": lambda x: x.mean((1, 2, 3))[:, None]}, False),
+}
+
+
+@loose
+@pytest.mark.parametrize("name", ENTRIES)
+def test_a_path_starts_after_an_affine_first_layer_and_only_there(name):
+    change, shared = ENTRIES[name]
+    model = seeded(First(**change))
+    vae, x, b = nv.VAE(model, example=images(model, 2)), images(model, 3), images(model, 3, seed=1)
+    expected = IntegratedGradients(captum_forward(vae)).attribute(x, b, 1, n_steps=30)
+    method = LatentIntegratedGradients(vae)
+    CountingConv2d.rows = 0
+    torch.testing.assert_close(method.attribute(x, b, 1, n_steps=30), expected, atol=1e-6, rtol=1e-4)
+    assert (CountingConv2d.rows < 30 * 3) == shared, CountingConv2d.rows
+
+
+@loose
+def test_interventions_and_hooks_at_the_first_layer_are_kept():
+    model = seeded(First())
+    vae, x, b = nv.VAE(model, example=images(model, 2)), images(model, 3), images(model, 3, seed=1)
+    plain = LatentIntegratedGradients(vae).attribute(x, b, 1)
+    for site in ("conv[1]", "input"):
+        held = {site: nv.Scale(0.5)}
+        expected = IntegratedGradients(captum_forward(vae, interventions=held)).attribute(x, b, 1)
+        maps = LatentIntegratedGradients(vae, interventions=held).attribute(x, b, 1)
+        torch.testing.assert_close(maps, expected, atol=1e-6, rtol=1e-4)
+        assert not torch.allclose(maps, plain)
+    handle = model.conv.register_forward_hook(lambda module, args, output: 0.5 * output)
+    expected = IntegratedGradients(captum_forward(vae)).attribute(x, b, 1)
+    torch.testing.assert_close(LatentIntegratedGradients(vae).attribute(x, b, 1), expected, atol=1e-6, rtol=1e-4)
+    handle.remove()
+
+
 @loose
 @pytest.mark.parametrize("method", ["riemann_trapezoid", "riemann_left", "riemann_middle"])
 def test_captums_other_quadratures_are_captums(method):

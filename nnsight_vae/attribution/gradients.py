@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnsight_vae.attribution.base import Call, VAEAttribution
+from nnsight_vae.attribution.entry import Entry
 from nnsight_vae.attribution.forward import Explained
 from nnsight_vae.attribution.guards import guarded
 from nnsight_vae.interventions import Intervention
@@ -23,7 +24,10 @@ CHUNK_BYTES = 16 * 2**20  # of gradients held at a time: more is no faster, and 
 
 
 class _PathAttribution(VAEAttribution):
-    """Integrated gradients of every target from one forward; the quadrature and the batching along the path are Captum's."""
+    """Integrated gradients of every target from one forward; the quadrature and the batching along the path are Captum's.
+
+    Where the model begins with an affine layer (nearly all do), the path is taken at that layer's output: see `Entry`.
+    """
 
     _of: str
 
@@ -86,22 +90,32 @@ class _PathAttribution(VAEAttribution):
     def _along_paths(
         self, call: Call, n_steps: int, method: str, batch: int | None
     ) -> Float[Tensor, "n target *shape"]:
-        if batch is None:
-            row = len(call.targets.names) * call.x[0].numel() * call.x.element_size()
-            batch = max(len(call.x), CHUNK_BYTES // row)
-        path = MeanGradients(self.function(call))
+        options = {"n_steps": n_steps, "method": method, "internal_batch_size": batch}
         total: Tensor | float = 0.0
         for baseline in call.baselines:
-            gradients = path.attribute(
-                call.x,
-                baselines=baseline,
-                additional_forward_args=(call.rows, call.places),
-                n_steps=n_steps,
-                method=method,
-                internal_batch_size=batch,
-            )
-            total = total + gradients * (call.x - baseline)[:, None]
+            total = total + self._mean_gradients(call, baseline, options) * (call.x - baseline)[:, None]
         return total / len(call.baselines)  # type: ignore[return-value]
+
+    def _mean_gradients(
+        self, call: Call, baseline: Tensor, options: dict[str, Any]
+    ) -> Float[Tensor, "n target *shape"]:
+        entry = Entry.find(self.forward_func, call.x, baseline, call.rows)
+        read, start, end = self.function(call), baseline, call.x
+        if entry is not None:
+            with torch.no_grad():
+                start, end = entry.output(baseline), entry.output(call.x)
+
+            def read(hidden: Tensor, rows: Tensor, places: Tensor) -> Tensor:
+                any_input = call.x[:1].expand(len(hidden), *call.x.shape[1:])
+                return call.targets.read(entry.after(hidden, any_input, rows), places)
+
+        if options["internal_batch_size"] is None:
+            row = len(call.targets.names) * end[0].numel() * end.element_size()
+            options = options | {"internal_batch_size": max(len(end), CHUNK_BYTES // row)}
+        mean = MeanGradients(read).attribute(
+            end, baselines=start, additional_forward_args=(call.rows, call.places), **options
+        )
+        return mean if entry is None else entry.pull_back(call.x, mean)
 
 
 class MeanGradients(IntegratedGradients):

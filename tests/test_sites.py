@@ -151,6 +151,20 @@ def test_positions_are_over_the_axes_that_are_not_the_channels():
     assert SITES.units(SITES.select("encoder.4[0:2]@1,1")) == SITES["encoder.4"].units[:2]
 
 
+@given(st.lists(selections(), min_size=1, max_size=3))
+def test_selections_are_disjoint_where_no_number_is_in_two_of_them(found):
+    def numbers(selection):
+        positions = SITES[selection.site].positions if selection.position is None else (selection.position,)
+        return [(unit, position) for unit in SITES.units(selection) for position in positions]
+
+    everything = [number for selection in found for number in numbers(selection)]
+    if len(set(everything)) == len(everything):
+        SITES.require_disjoint(found)
+    else:
+        with pytest.raises(nv.InterventionError, match="both name"):
+            SITES.require_disjoint(found)
+
+
 def test_a_module_with_an_at_in_its_name_is_a_site_like_any_other():
     sites = Sites([nv.Site("norm@1", "norm", "encoder", 3, (3, 2)), nv.Site("norm", "norm", "encoder", 3, (3, 2))])
     assert sites.select("norm@1") == nv.Selection("norm@1")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -53,6 +54,11 @@ class Route:
     site: Site
     steps: tuple[Firing, ...] = ()
     layer: Firing | None = None
+
+    @property
+    def linear(self) -> LinearLayer | None:
+        """The linear layer itself."""
+        return None if self.layer is None else self.layer.module  # type: ignore[return-value]
 
     def end(self, layout: Layout) -> str:
         """Path of the module whose output is written to."""
@@ -98,8 +104,8 @@ class Route:
 
     def write(self, first: Int[Tensor, " r"], before: Tensor, after: Tensor) -> Write:
         """The write at the route's end, for rows of what `follow` returned: `[r, ports, *end]`."""
-        if self.layer is not None:
-            layer: LinearLayer = self.layer.module  # type: ignore[assignment]
+        layer = self.linear
+        if layer is not None:
             return lambda output: add_response(layer, output, first, after - before)
 
         def replace(activation: Tensor) -> Tensor:
@@ -110,11 +116,11 @@ class Route:
 
         return replace
 
-    @property
-    def hooked(self) -> bool:
-        """Whether hooks of the user's watch or change what happens on the way."""
-        parts = [f.module for f in (*self.steps, self.layer) if f is not None]
-        return any(part._forward_hooks or part._forward_pre_hooks for part in parts)
+    def hooked(self, layout: Layout) -> bool:
+        """Whether hooks of the user's watch or change what happens from the site to the end."""
+        begin, end = (layout.firings[path] for path in (layout.paths[self.site.name], self.end(layout)))
+        on_the_way = (f for f in layout.firings.values() if f.finished >= begin.finished and f.started <= end.started)
+        return any(f.module._forward_hooks or f.module._forward_pre_hooks for f in on_the_way)
 
 
 @torch.no_grad()
@@ -135,7 +141,7 @@ def route_for(vae: VAE, x: Tensor, eps: Tensor | None, site: str, reads: str = "
     if key not in vae._routes:
         vae._routes[key] = _tried(vae, x, eps, list(_candidates(vae.layout(x), plain, reads)), reads)
     route = vae._routes[key]
-    return plain if route.hooked else route
+    return plain if route.hooked(vae.layout(x)) else route
 
 
 def _candidates(layout: Layout, plain: Route, reads: str) -> Iterator[Route]:
@@ -208,7 +214,7 @@ def _all_units(route: Route, output: Tensor, before: Tensor, after: Tensor) -> T
     units = torch.arange(route.site.n_units, device=output.device)
     sides = [tensor.movedim(route.site.axis, 0) for tensor in (before, after)]  # [k, rows, *grid]
     (first, old), (_, new) = (route.follow(units, side) for side in sides)
-    layer = None if route.layer is None else route.layer.module
+    layer = route.linear
     if layer is None:
         reads = old[0, 0].numel() == sides[0][0, 0].numel()  # a part of a channel cannot be written alone
     elif isinstance(layer, nn.Linear):
@@ -245,7 +251,8 @@ def _through(module: nn.Module, first: Tensor, values: Tensor) -> Tensor:
         chosen = parameter[channels] if len(parameter) > 1 else parameter.expand(channels.shape)
         return chosen.view(len(first), 1, -1, *[1] * (values.ndim - 3))
 
-    if type(module) is nn.PReLU:
+    if isinstance(module, nn.PReLU):
         return torch.where(values > 0, values, of(module.weight) * values)
-    normal = (values - of(module.running_mean)) * torch.rsqrt(of(module.running_var) + module.eps)
-    return normal * of(module.weight) + of(module.bias) if module.affine else normal
+    norm: Any = module
+    normal = (values - of(norm.running_mean)) * torch.rsqrt(of(norm.running_var) + norm.eps)
+    return normal * of(norm.weight) + of(norm.bias) if norm.affine else normal

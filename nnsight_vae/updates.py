@@ -102,7 +102,8 @@ def _spread(layer: Transposed, delta: Tensor) -> Tensor:
     For few input channels that is several times faster on CPU, where a transposed convolution writes every product out.
     """
     axes = range(delta.ndim - 2)
-    around = [layer.dilation[i] * (layer.kernel_size[i] - 1) - layer.padding[i] for i in axes]
+    padding: tuple[int, ...] = layer.padding  # type: ignore[assignment]  # words are for ordinary convolutions only
+    around = [layer.dilation[i] * (layer.kernel_size[i] - 1) - padding[i] for i in axes]
     lengths = [(delta.shape[2 + i] - 1) * layer.stride[i] + 1 for i in axes]
     after = [around[i] + layer.output_padding[i] for i in axes]
     spread = delta.new_zeros(*delta.shape[:2], *(lengths[i] + max(0, around[i]) + max(0, after[i]) for i in axes))

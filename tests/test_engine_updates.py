@@ -230,6 +230,10 @@ def test_a_layer_with_a_hook_or_a_parametrisation_is_run():
     check_every_unit(doubled, vae, "parts.0", x, source, 1e-5)
     handle.remove()
     assert route_for(vae, x, None, "parts.0").layer is not None
+    for part in ("parts.0", "parts.2", "parts"):
+        handle = vae.module.get_submodule(part).register_forward_hook(lambda module, args, output: output)
+        assert route_for(vae, x, None, "parts.0").layer is None
+        handle.remove()
     torch.nn.utils.parametrizations.weight_norm(model.parts[2])
     vae = nv.VAE(copy.deepcopy(model), example=x)
     assert route_for(vae, x, None, "parts.0").layer is None

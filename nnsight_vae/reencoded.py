@@ -16,7 +16,8 @@ class Reencoded:
     """The posterior mean of the reconstruction itself: h(z) = mean of encode(decode(z)), in latent units.
 
     Where `Latents` reads the posterior of the input, this reads that of the output, so that an intervention on a latent has an
-    effect on latents: what the encoder takes the moved picture for. Targets are named `latent.mu[k]`, at a position `latent.mu[k]@i,j`.
+    effect on latents: what the encoder takes the moved picture for. Targets are named `latent.mu[k]`, at a position
+        `latent.mu[k]@i,j`.
 
     Args:
         vae: the model, whose output its own encoder can read.

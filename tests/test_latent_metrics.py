@@ -48,14 +48,12 @@ def test_modularity_compares_the_units_of_a_decoder_site(world):
     raw = [abs(np.corrcoef(weights[:, i], weights[:, j])[0, 1]) for i, j in ((0, 1), (0, 2), (1, 2))]
     measured = nv.metrics.circuit_modularity(vae, x, site="dec")
     assert measured.value == pytest.approx(1 - np.mean(raw), abs=1e-6)
-    spread = (mu @ vae.module.dec.weight.detach().T).std(0, correction=0).numpy()
-    scaled = weights / spread[:, None]
-    cosines = [
-        scaled[:, i] @ scaled[:, j] / np.linalg.norm(scaled[:, i]) / np.linalg.norm(scaled[:, j])
-        for i, j in ((0, 1), (0, 2), (1, 2))
-    ]
+    literal = np.stack([mu[:, k : k + 1].numpy() * vae.module.dec.weight.detach()[:, k].numpy() for k in range(3)])
+    activations = (mu @ vae.module.dec.weight.detach().T).numpy()
     normalised = nv.metrics.circuit_modularity(vae, x, site="dec", form="normalised")
-    assert normalised.value == pytest.approx(1 - np.mean(cosines), abs=1e-6)
+    expected = nv.metrics.circuit_modularity(literal, form="normalised", activations=activations)
+    assert normalised.value == pytest.approx(expected.value, rel=1e-9)
+    assert normalised.ci == pytest.approx(expected.ci, rel=1e-9)
 
 
 def test_one_call_gives_all_three(world):

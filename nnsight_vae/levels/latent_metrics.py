@@ -75,14 +75,16 @@ def latent_metrics(
     Args:
         vae: the model.
         x: inputs `[n, *image]`; the published estimator uses up to 200.
-        form: `"raw"` as published, or `"normalised"` (unit-free, dead latents left out). Normalised effect strength is in units of
-            the spread of the data: a pixel form, or with a readout of factors a factor form, in standard deviations of the factors.
+        form: `"raw"` as published, or `"normalised"` (unit-free, dead latents left out). Normalised effect strength is in
+            units of the spread of the data: a pixel form, or with a readout of factors a factor form, in standard deviations
+            of the factors.
         readout: what effects are on; every pixel where not given.
         site: the decoder site whose units modularity is about; by default the middle layer of the decoder.
         seed: of the bootstrap.
 
-    Returns: `LatentMetrics(effect_strength, specificity, modularity)`, each with 95 % intervals over inputs. A VAE with a codebook
-        has its effect strength per position, under swaps of codes; for continuous values beside it: `nv.metrics.causal_effect_strength(vae, x, values=[...])`.
+    Returns: `LatentMetrics(effect_strength, specificity, modularity)`, each with 95 % intervals over inputs. A VAE with a
+        codebook has its effect strength per position, under swaps of codes; for continuous values beside it:
+        `nv.metrics.causal_effect_strength(vae, x, values=[...])`.
 
     Raises:
         SiteError: `site` is not a site of the decoder.
@@ -106,8 +108,8 @@ class LatentRuns:
     Args:
         vae: the model.
         x: inputs `[n, *image]`.
-        values: what latents are set to for the effect strength, as for `nv.perturb_latents`; by default the published 7 values from
-            -3 to 3, for a VAE with a codebook the codes that x uses.
+        values: what latents are set to for the effect strength, as for `nv.perturb_latents`; by default the published 7
+            values from -3 to 3, for a VAE with a codebook the codes that x uses.
         readout: what effects are on; every element of the output where not given.
         units: keys at `latent.z` that the effect strength is of; by default all of it.
         per: `"unit"`, `"position"` or `"site"`, of the effect strength.
@@ -147,9 +149,9 @@ class LatentRuns:
     def effect_strength(self, form: Form = "raw", seed: int = 0) -> LatentScores:
         """How far the output moves, on average over values, when a unit is set to them.
 
-        CES_k = E_{n,v} || Y(do(z_k = v)) - Y(z) ||_2, at posterior means. Codes are weighted by how often x uses them: with discrete
-        latents CES is the mean effect of a code drawn anew at one position. Continuous values are snapped back by the
-        quantiser there, and show next to nothing.
+        CES_k = E_{n,v} || Y(do(z_k = v)) - Y(z) ||_2, at posterior means. Codes are weighted by how often x uses them: with
+        discrete latents CES is the mean effect of a code drawn anew at one position. Continuous values are snapped back by
+        the quantiser there, and show next to nothing.
         """
         alone = [joint[0].indices for joint in self.what.values() if len(joint) == 1 and joint[0].position is None]
         indices = [found[0] for found in alone if found is not None and len(found) == 1]

@@ -99,8 +99,8 @@ def posterior_quantiles(
 ) -> Float[Tensor, "quantile latent"]:
     """Quantiles of each latent's aggregate posterior q(z_k) = mean over x of q(z_k | x).
 
-    One draw from q(z|x) an example (more where examples are fewer than 100): a collapsed latent then gets the prior's spread, not the point its means collapse to, and
-    clamping it to these values stays where the decoder has been trained.
+    One draw from q(z|x) an example (more where examples are fewer than 100): a collapsed latent then gets the prior's spread,
+    not the point its means collapse to, and clamping it to these values stays where the decoder has been trained.
 
     Args:
         vae: the model.

@@ -38,8 +38,8 @@ def perturb_latents(
     """The effect of moving each latent from a low to a high value, everything else of the code kept.
 
     effect_k = Y(do(z_k = last)) - Y(do(z_k = first)), per example. In the result's `parts`, each value's own effect against
-    the unperturbed reconstruction, Y(do(z_k = v)) - Y(z), under the value's name. With a single value, that is the whole result; with
-    `"codes"`, their mean weighted by how often each code is used: the effect of a code drawn anew.
+    the unperturbed reconstruction, Y(do(z_k = v)) - Y(z), under the value's name. With a single value, that is the whole
+    result; with `"codes"`, their mean weighted by how often each code is used: the effect of a code drawn anew.
 
     Args:
         vae: the model.
@@ -51,21 +51,22 @@ def perturb_latents(
             - `"prior"`: the `quantiles` of N(0, 1).
             - numbers, in latent units, the same for every latent; parts `"-3"`, `"0.5"`, ...
             - `nv.Swap(others)`: the counterfactual, each latent as it is for another input, noise shared; part `"swap"`.
-            - `"codes"` (default of a VAE with a codebook): every code that x uses, or 32 drawn by usage where there are more; parts `"code 3"`, ...
-              A continuous value would be snapped back by the quantiser.
+            - `"codes"` (default of a VAE with a codebook): every code that x uses, or 32 drawn by usage where there are more;
+              parts `"code 3"`, ... A continuous value would be snapped back by the quantiser.
             - any interventions, such as `[nv.Quantize(3), nv.Quantize(5)]` or `nv.Add(1.0)`.
 
         readout: what is measured, e.g. `data.readout()`, `nv.readouts.Pixels(shape)` or `nv.readouts.Reencoded(vae)`.
         units: keys at `latent.z`, a tuple of keys being moved together; by default all of it.
-        per: what is moved at once: `"unit"` (a latent, or a channel of a spatial latent, everywhere), `"position"` (all channels at one
-            position, each to its own value), `"site"` (each key as a whole). By default units, for codes positions.
+        per: what is moved at once: `"unit"` (a latent, or a channel of a spatial latent, everywhere), `"position"` (all
+            channels at one position, each to its own value), `"site"` (each key as a whole). By default units, for codes
+            positions.
         quantiles: of `"posterior"` and `"prior"`, in the order in which they are moved through.
         eps: noise `[n, *latent]` of the codes; None perturbs posterior means.
         progress: show a bar; by default on an interactive terminal.
 
     Returns: `Effects` [latent, target, example], in units of the readout. `provenance["values"]` has what each was set to,
-        `provenance["manifold"]` how far that takes the codes from those of the data (`nnsight_vae.levels.manifold`): under `tail`, for each
-        value and unit, the share of clean codes that are at least as far.
+        `provenance["manifold"]` how far that takes the codes from those of the data (`nnsight_vae.levels.manifold`): under
+        `tail`, for each value and unit, the share of clean codes that are at least as far.
 
     Raises:
         InterventionError: values are empty, repeated, not finite, unknown, or do not fit the units.

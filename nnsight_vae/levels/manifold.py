@@ -102,10 +102,10 @@ def off_manifold(
         moved: what each is set to.
         eps: noise of the codes.
 
-    Returns: `distance`, mean over examples; `tail`, the share of clean codes that are at least as far (mean over examples); `beyond`, the
-        share of examples beyond the clean codes' 99 % quantile; each name of a move -> name of an experiment -> number. `clean_99`: that quantile,
-        for each experiment. Or `undefined`: why there are none. Of codes of a codebook, which have no distance, `usage`: the
-        share of positions of x that have the code.
+    Returns: `distance`, mean over examples; `tail`, the share of clean codes that are at least as far (mean over examples);
+        `beyond`, the share of examples beyond the clean codes' 99 % quantile; each name of a move -> name of an experiment ->
+        number. `clean_99`: that quantile, for each experiment. Or `undefined`: why there are none. Of codes of a codebook,
+        which have no distance, `usage`: the share of positions of x that have the code.
 
     Warns:
         NnsightVaeWarning: an experiment takes most examples beyond the clean codes' 99 %, or to a code that x never uses.

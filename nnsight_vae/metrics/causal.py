@@ -41,8 +41,7 @@ def output_spread(base: Float[np.ndarray, "example *out"]) -> float:
     Args:
         base: outputs, one per example: the data's own images, or readouts of them.
 
-    Returns:
-        sqrt(E_n || D_n - mean D ||^2), in output units.
+    Returns: sqrt(E_n || D_n - mean D ||^2), in output units.
 
     Example:
         >>> output_spread(np.array([[0.0, 0.0], [6.0, 8.0]]))
@@ -85,8 +84,7 @@ def causal_effect_strength(
         n_boot: resamples of the examples.
         seed: of the resampling.
 
-    Returns:
-        One score per latent.
+    Returns: one score per latent.
 
     Raises:
         DataError: wrong shape, negative or non-finite displacements; no `base` for the normalised form, or one without spread.
@@ -145,8 +143,9 @@ def intervention_specificity(
     In the raw form an exactly dead latent has p = 0, H = 0 and so the largest score of all, 1 / eps: an artefact, kept as
     published but flagged. The normalised form is undefined for a dead latent. Units can be pixels or readout targets.
 
-    From few examples the shares look more uneven than they are, so H comes out too small. The normalised form and both intervals
-    are corrected for that (bootstrap estimate of the bias); the raw form is as published, and may lie above its interval.
+    From few examples the shares look more uneven than they are, so H comes out too small. The normalised form and both
+    intervals are corrected for that (bootstrap estimate of the bias); the raw form is as published, and may lie above its
+    interval.
 
     Args:
         changes: for each latent, the change of every output unit for every example; published with z_k set to 0. Any
@@ -160,8 +159,7 @@ def intervention_specificity(
         n_boot: resamples of the examples.
         seed: of the resampling.
 
-    Returns:
-        One score per latent; None, with a flag, for a dead latent in the normalised form.
+    Returns: one score per latent; None, with a flag, for a dead latent in the normalised form.
 
     Raises:
         DataError: wrong shape, non-finite changes, or fewer than two units.
@@ -213,7 +211,8 @@ def circuit_modularity(
 
     In the raw form two latents that act through disjoint halves of a layer are *anti*-correlated, rho = -1, and score 0,
     as if they shared every unit. The cosine of non-negative profiles is 0 there: M = 1 for disjoint units, 0 for
-    identical profiles; dead latents are left out.
+    identical profiles; dead latents are left out. Noise makes profiles look less alike than they are; the normalised form and
+    its interval are corrected for that (bootstrap estimate of the bias).
 
     Args:
         changes: change of each unit of a decoder site under do(z_i), for every example. The re-implementation used the
@@ -229,8 +228,7 @@ def circuit_modularity(
         n_boot: resamples of the examples.
         seed: of the resampling.
 
-    Returns:
-        One score; None with a note where a correlation is undefined (raw), or fewer than two latents are alive.
+    Returns: one score; None with a note where a correlation is undefined (raw), or fewer than two latents are alive.
 
     Raises:
         DataError: wrong shape or non-finite numbers.
@@ -265,10 +263,15 @@ def circuit_modularity(
         return 1 - _mean_overlap(np.sqrt(profiles / means[:, None, -n_units:]), centre=False)
 
     averaged = np.moveaxis(kept if raw else kept**2, 1, 0).reshape(n_examples, -1)
-    (value,), (interval,) = estimate(np.hstack([averaged, variances]), score, level, n_boot, seed)
+    (value,), (interval,) = estimate(
+        np.hstack([averaged, variances]), score, level, n_boot, seed, bias_corrected=not raw
+    )
     if not np.isfinite(value):
         reason = "undefined: some latent changes every unit alike, so its correlation is 0 / 0"
         return Score("circuit modularity", form, None, None, f"{reason}; {note}" if note else reason)
+    if not raw:  # a correction may overshoot what is possible
+        value = np.clip(value, 0.0, 1.0)
+        interval = interval and (max(interval[0], 0.0), min(interval[1], 1.0))
     return Score("circuit modularity", form, float(value), interval, note)
 
 

@@ -19,8 +19,9 @@ def dead_flags(
     """A flag for each latent: `"dead: ..."`, `"collapsed: ..."`, or empty.
 
     A latent is dead when its effect is at most `below` times the yardstick and, where its KL is known, the KL is under 0.01
-    nats too: a small feature moves few pixels and is no less alive for it. One that has no effect at all is dead whatever its KL. One that is
-    collapsed but has an effect is flagged as such and stays: the decoder listens where the encoder says nothing.
+    nats too: a small feature moves few pixels and is no less alive for it. One that has no effect at all is dead whatever its
+    KL. One that is collapsed but has an effect is flagged as such and stays: the decoder listens where the encoder says
+    nothing.
 
     Args:
         sizes: effect of each latent.

@@ -91,8 +91,8 @@ def circuit_modularity(
         x: inputs, for a VAE.
         form: `"raw"` as published, or `"normalised"`.
         seed: of the bootstrap.
-        options: of `nnsight_vae.metrics.causal.circuit_modularity` (arrays), or for a VAE `site`, by default the middle layer of
-            the decoder.
+        options: of `nnsight_vae.metrics.causal.circuit_modularity` (arrays), or for a VAE `site`, by default the middle layer
+            of the decoder.
 
     Returns: one score with its interval.
 

@@ -25,9 +25,9 @@ def latent_response_matrix(
         raw:         R_jk = sqrt(E_n (h(z~_j)_k - h(z)_k)^2),   h(z) = mean of encode(decode(z)), z~_j: z with z_j drawn anew
         normalised:  R_jk / sd_n h(z)_k
 
-    A perfectly idempotent autoencoder whose latents do not act on each other has a diagonal matrix. Only an active response has a
-    scale to be normalised by: where the variance of h(z)_k is at most 0.01 the normalised entry is None, for it would divide
-    what rounding and blur leave by next to nothing.
+    A perfectly idempotent autoencoder whose latents do not act on each other has a diagonal matrix. Only an active response
+    has a scale to be normalised by: where the variance of h(z)_k is at most 0.01 the normalised entry is None, for it would
+    divide what rounding and blur leave by next to nothing.
 
     Args:
         changes: h(z~_j)_k - h(z)_k for every example; with several draws or positions, their root mean square.

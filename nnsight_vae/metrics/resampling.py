@@ -39,7 +39,8 @@ def estimate(
         n_boot: resamples.
         seed: of the resampling.
         bias_corrected: for scores that noise in the means biases, as it does an entropy. With t the plain score and t* its
-            resamples: the score is 2 t - mean t*, the interval the basic one, 2 t - quantiles of t*. Otherwise t and quantiles of t*.
+            resamples: the score is 2 t - mean t*, the interval the basic one, 2 t - quantiles of t*. Otherwise t and
+                quantiles of t*.
 
     Returns: the scores; and for each its interval, None from a single example or where too many resamples are undefined.
 
@@ -66,8 +67,8 @@ def squared_deviations(base: Float[np.ndarray, "example *out"]) -> Float[np.ndar
     """Squared distance of each output from the mean output: the root of its mean is their spread.
 
     The centre is that of the whole sample in every resample. Its own error is of second order; recentring would make every
-    resampled spread too small by a share 1 / 2n, which for images, whose total variance is known far better than that, is more than the
-    whole width of the interval.
+    resampled spread too small by a share 1 / 2n, which for images, whose total variance is known far better than that, is
+    more than the whole width of the interval.
     """
     flat = np.asarray(base, dtype=np.float64).reshape(len(base), -1)
     return ((flat - flat.mean(axis=0)) ** 2).sum(axis=1)

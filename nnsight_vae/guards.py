@@ -101,7 +101,7 @@ def warn_if_flat(
         slopes = [_slopes(readout, values) for values in (base, source)]
     except RuntimeError:  # torch's own, of a readout that leaves torch, or detaches
         return
-    flat = ((slopes[0] < _FLAT * slopes[1]) & (slopes[1] > 0)).all(dim=0)
+    flat = (slopes[0] < _FLAT * slopes[1]).all(dim=0)  # never where both are 0
     if not flat.any():
         return
     names = [name for name, is_flat in zip(readout.names, flat.tolist(), strict=True) if is_flat]

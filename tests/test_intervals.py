@@ -125,10 +125,11 @@ def _resampled_variance(values, base_ids, source_ids, design):
     return max(base + source - one(both, n_atoms), base, source)
 
 
-def test_bootstrap_t_of_unequal_clusters_equals_resampled_data_sets_taken_literally():
+@pytest.mark.parametrize("outlier", [0.0, 1e4])  # without it, a resample varies a millionth as much, and still varies
+def test_bootstrap_t_of_unequal_clusters_equals_resampled_data_sets_taken_literally(outlier):
     rng = np.random.default_rng(8)
     groups = np.repeat(np.arange(9), rng.integers(1, 6, 9))
-    values = rng.exponential(size=9)[groups] + rng.normal(size=groups.size)
+    values = rng.exponential(size=9)[groups] + rng.normal(size=groups.size) + outlier * (groups == 3)
     design = Design.of(groups.size, groups)
     roots = []
     for (counts,) in (block[1] for block in design_weights(design, 80, seed=1)):
@@ -139,6 +140,7 @@ def test_bootstrap_t_of_unequal_clusters_equals_resampled_data_sets_taken_litera
             resampled = np.concatenate(data)
             roots.append((resampled.mean() - values.mean()) / np.sqrt(literal_variance(resampled, ids)))
     ends = values.mean() - np.quantile(roots, [0.95, 0.05]) * np.sqrt(literal_variance(values, groups))
+    assert np.isfinite(roots).all()
     np.testing.assert_allclose(statistics.mean_interval(values, groups, level=0.9, n_boot=80, seed=1), ends)
 
 
@@ -181,8 +183,8 @@ def test_bca_equals_scipys_within_monte_carlo_error_and_differs_from_percentiles
 
 def test_bca_of_unequal_clusters_equals_scipys_over_cluster_sums_and_sizes():
     rng = np.random.default_rng(13)
-    groups = np.repeat(np.arange(25), rng.integers(1, 8, 25))
-    values = rng.exponential(size=25)[groups] + rng.normal(size=groups.size)
+    groups = np.repeat(np.arange(25), np.resize([1, 2, 3, 1, 20], 25))
+    values = 20 + rng.exponential(size=25)[groups] + rng.normal(size=groups.size)
     sums, sizes = np.bincount(groups, values), np.bincount(groups).astype(float)
     theirs = scipy.stats.bootstrap(
         (sums, sizes),
@@ -226,6 +228,12 @@ def test_resamples_without_variance_widen_the_interval_and_never_end_it_at_infin
     low, high = statistics.mean_interval(rare)
     assert np.isfinite([low, high]).all()
     assert (high[:2] > statistics.mean_interval(rare, method="t")[1][:2]).all()
+
+
+def test_resamples_that_neither_vary_nor_move_count_on_neither_side():
+    values = np.array([-1.0, 1.0, *np.zeros(8)])
+    low, high = statistics.mean_interval(np.stack([values, -values]))
+    np.testing.assert_allclose(low, -high[::-1])
 
 
 @settings(max_examples=15, derandomize=True, deadline=None)

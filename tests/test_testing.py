@@ -168,6 +168,7 @@ def test_adjusted_values_equal_the_step_up_and_step_down_procedures_taken_litera
         np.testing.assert_array_equal(significance.benjamini_yekutieli(p) <= rate, literal)
         kept = next((i for i in range(m) if ordered[i] > rate / (m - i)), m)  # Holm stops at the first that fails
         np.testing.assert_array_equal(significance.holm(p) <= rate, p < ordered[kept] if kept < m else True)
+    np.testing.assert_allclose(significance.holm(np.array([0.022, 0.02, 0.021])), 0.06)  # never below a smaller p's
     assert significance.holm(np.zeros((0, 3))).shape == (0, 3)
     assert significance.benjamini_yekutieli(np.zeros((0, 3))).shape == (0, 3)
 

@@ -237,6 +237,19 @@ def test_whether_a_unit_is_alive_does_not_depend_on_its_unit_of_measurement(scal
     np.testing.assert_allclose(nv.manipulate_inputs(vae, pairs, SITES).values[:, 0], change / sd, rtol=1e-8)
 
 
+def test_half_precision_neither_overflows_nor_takes_units_for_dead():
+    model = random_linear_vae(0, d=3)
+    with torch.no_grad():
+        model.enc.weight.mul_(1000)
+        model.mu.weight.mul_(1e-3)
+    pairs = WORLD.pairs("cause", n=20)
+    half = nv.Pairs(pairs.base.half(), pairs.source.half())
+    found = nv.manipulate_inputs(nv.VAE(copy.deepcopy(model).half()), half, SITES)
+    want = nv.manipulate_inputs(nv.VAE(model), pairs, SITES)
+    for one, other in ((found, want), (found.parts["norm"], want.parts["norm"])):
+        np.testing.assert_allclose(one.mean(), other.mean(), atol=0.02)  # sd; half has 3 digits of sums of such terms
+
+
 def test_a_unit_silent_over_the_reference_is_measured_by_its_pairs_and_said_so():
     vae, _ = linear_world()
     pairs = WORLD.pairs("cause", n=20)

@@ -74,6 +74,7 @@ def _chunk(vae: VAE, x: Tensor, eps: Tensor | None, blocks: Sequence[Block]) -> 
 
 
 def _answer(activation: Tensor, block: Block) -> Answer:
+    activation = activation.to(torch.promote_types(activation.dtype, torch.float32))  # squares overflow half precision
     size = float(activation.square().mean().sqrt())
     if block.position is not None:
         there: tuple[slice | int, ...] = (slice(None), slice(None), *block.position)

@@ -129,6 +129,7 @@ def test_interventions_are_those_of_intervene(to):
         "encoder.2[0:2]": nv.Swap(donor),
         "encoder.3@1,2": nv.Mean(donor),
         "encoder.6[1]": nv.Add(torch.tensor([[0.5], [1.0], [2.0]])),
+        "encoder.6[3:5]": nv.Set(torch.tensor([0.1, 0.2])),  # one value a unit, not one an example
         "latent.mu[2]": nv.Set(0.3),
     }
     out = nv.intervene(vae, x, written, eps=eps)

@@ -658,6 +658,22 @@ def test_inputs_that_cannot_be_explained_are_refused(make, x, message):
         make(conv()).attribute(x, target=0)
 
 
+@pytest.mark.parametrize("make", [LatentIntegratedGradients, lambda v: LatentConductance(v, "encoder.2")])
+@pytest.mark.parametrize(
+    "path",
+    [
+        {"n_steps": 0},
+        {"n_steps": 2.5},
+        {"n_steps": True},
+        {"n_steps": 1, "method": "riemann_trapezoid"},
+        {"method": "x"},
+    ],
+)
+def test_a_path_that_is_none_is_refused(make, path):
+    with pytest.raises(nv.DataError, match=r"n_steps must be|method must be"):
+        make(conv()).attribute(X, baselines=B, target=0, **path)
+
+
 def test_latents_of_another_shape_are_refused():
     with pytest.raises(nv.DataError, match=r"z has shape \(2, 4\), expected \('n', 5\)"):
         DecoderIntegratedGradients(conv()).attribute(torch.zeros(2, 4), target=(0, 0, 0))

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from captum.attr import IntegratedGradients
+from captum.attr._utils.approximation_methods import SUPPORTED_METHODS
 from captum.log import log_usage
 from jaxtyping import Float
 from torch import Tensor
@@ -15,6 +16,7 @@ from nnsight_vae.attribution.base import Call, VAEAttribution
 from nnsight_vae.attribution.entry import Entry
 from nnsight_vae.attribution.forward import Explained
 from nnsight_vae.attribution.guards import guarded
+from nnsight_vae.errors import DataError
 from nnsight_vae.interventions import Intervention
 from nnsight_vae.readouts import Readout
 from nnsight_vae.sites import Key
@@ -65,6 +67,7 @@ class _PathAttribution(VAEAttribution):
         Raises:
             DataError, ReadoutError: inputs, baselines or target do not fit; before any work.
         """
+        require_steps(n_steps, method)
         call = self.start(inputs, baselines, target, additional_forward_args)
         with guarded(self.vae):
             attributions = self._along_paths(call, n_steps, method, internal_batch_size)
@@ -149,6 +152,19 @@ def gradients_of(columns: Sequence[Float[Tensor, " r"]], at: Tensor) -> list[Ten
             (gradient,) = torch.autograd.grad(column, at, ones, retain_graph=i + 1 < len(columns), allow_unused=True)
         gradients.append(torch.zeros_like(at) if gradient is None else gradient)
     return gradients
+
+
+def require_steps(n_steps: Any, method: Any) -> None:
+    """Refuse a path that Captum's quadratures cannot take.
+
+    Raises:
+        DataError: n_steps is no positive integer, or method no quadrature.
+    """
+    if method not in SUPPORTED_METHODS:
+        raise DataError(f"method must be one of {', '.join(map(repr, SUPPORTED_METHODS))}, got {method!r}.")
+    least = 2 if method == "riemann_trapezoid" else 1
+    if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < least:
+        raise DataError(f"n_steps must be an integer of at least {least} for {method!r}, got {n_steps!r}.")
 
 
 class LatentIntegratedGradients(_PathAttribution):

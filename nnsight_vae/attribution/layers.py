@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from nnsight_vae.attribution.base import Call, VAEAttribution
 from nnsight_vae.attribution.forward import Explained, Origin
-from nnsight_vae.attribution.gradients import CHUNK_BYTES, gradients_of
+from nnsight_vae.attribution.gradients import CHUNK_BYTES, gradients_of, require_steps
 from nnsight_vae.attribution.guards import guarded
 from nnsight_vae.attribution.raw_layer import Layer, captum_layer, layer_name
 from nnsight_vae.errors import DataError, SiteError
@@ -133,6 +133,7 @@ class LatentConductance(_LayerAttribution):
         Raises:
             DataError, ReadoutError: inputs, baselines or target do not fit; before any work.
         """
+        require_steps(n_steps, method)
         call = self.start(inputs, baselines, target, additional_forward_args)
         with guarded(self.vae):
             attributions = self._along_paths(call, n_steps, method, internal_batch_size)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nnsight_vae.attribution.base import Call, VAEAttribution
 from nnsight_vae.attribution.forward import Explained
-from nnsight_vae.attribution.gradients import MeanGradients
+from nnsight_vae.attribution.gradients import MeanGradients, require_steps
 from nnsight_vae.attribution.guards import guarded
 from nnsight_vae.errors import SiteError
 from nnsight_vae.probe import Firing
@@ -89,6 +89,7 @@ class SourceIntegratedGradients(VAEAttribution):
             DataError, ReadoutError: inputs, baselines or target do not fit; before any work.
             SiteError: the operation does not return one float tensor with a row per example.
         """
+        require_steps(n_steps, method)
         call = self.start(inputs, baselines, target, additional_forward_args)
         with guarded(self.vae):
             end = self._output(call.x)

@@ -232,8 +232,7 @@ class Effects:
         Cells that passed `significant` carry a dot. With more than `max_units` units the strongest are shown, and the
         title says so.
 
-        Returns:
-            The figure and its axes.
+        Returns: the figure and its axes.
 
         Raises:
             DataError: there is no unit to draw.

@@ -15,9 +15,8 @@ from nnsight_vae.readouts import Readout
 from nnsight_vae.significance import holm
 from nnsight_vae.standard_errors import t_pvalues
 
-FEW_CLUSTERS = (
-    10  # below this the coverage of an interval hangs on how skewed the effects are (statistics.mean_interval)
-)
+# below this the coverage of an interval hangs on how skewed the effects are (statistics.mean_interval)
+FEW_CLUSTERS = 10
 _CLEAR = 0.05  # family-wise level at which an effect counts as clear
 _FLAT = 1e-4  # gradient at the base beside the gradient at the source; rounding alone gives about 1e-7
 

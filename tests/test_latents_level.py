@@ -104,7 +104,8 @@ def test_values_are_one_list_for_all_latents():
     one = nv.perturb_latents(vae, x, values=torch.tensor([0.5]), readout=read)
     two = nv.perturb_latents(vae, x, values=[-1.0, 0.5], readout=read)
     np.testing.assert_array_equal(one.values, two.parts["0.5"].values)
-    np.testing.assert_array_equal(nv.perturb_latents(vae, x, 0.5, readout=read).values, one.values)
+    for alone in (0.5, np.float32(0.5), nv.Set(0.5)):
+        np.testing.assert_array_equal(nv.perturb_latents(vae, x, alone, readout=read).values, one.values)
 
 
 def test_values_that_print_alike_keep_their_own_names():

@@ -157,7 +157,7 @@ def map_factors(
         raise DataError(f"map_factors needs min_effect > 0 and 0 < level < 1, got {min_effect} and {level}.")
     readout = data.readout() if readout is None else readout
     x = data.sample(n, seed=seed).images
-    effects = perturb_latents(vae, x, readout=readout, progress=progress)
+    effects = perturb_latents(vae, x, "posterior", readout=readout, progress=progress)
     magnitude = np.abs(effects.values)
     size = magnitude.mean(axis=2)
     low, high = simultaneous_interval(magnitude, level)

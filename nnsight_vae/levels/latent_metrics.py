@@ -103,7 +103,7 @@ def latent_metrics(
 
 
 class LatentRuns:
-    """What the metrics are computed from: each set of runs is made once, when first asked for, and serves both forms.
+    """The runs that the metrics are computed from, made when first asked for; most serve both forms.
 
     Args:
         vae: the model.
@@ -167,7 +167,9 @@ class LatentRuns:
     def specificity(self, form: Form = "raw", seed: int = 0) -> LatentScores:
         """How few targets of the readout each latent moves when it is set to 0."""
         spread = output_spread(self.data)
-        return intervention_specificity(self.change, form=form, spread=spread, kl=self.kl, seed=seed)
+        # Streamed: the changes of every output element under every latent need not fit in memory together.
+        changes = (self._zeroed(k, self.read, self.base) for k in range(len(self.kl)))
+        return intervention_specificity(changes, form=form, spread=spread, kl=self.kl, seed=seed)
 
     def modularity(self, form: Form = "raw", seed: int = 0) -> Score:
         """How separate the units of a decoder site are that latents act through when they are set to 0."""
@@ -193,13 +195,9 @@ class LatentRuns:
         rows = []
         for k in range(len(self.what)):  # one unit at a time: the outputs of all together would not fit
             moved = run_interventions(self.vae, self.x, [joints[k] for joints in self.moved.joints], self.read)
-            rows.append(weights @ (moved - self.base).double().norm(dim=-1).cpu())
+            distances = torch.linalg.vector_norm(moved.sub_(self.base), dim=-1, dtype=torch.double)
+            rows.append(weights @ distances.cpu())
         return torch.stack(rows).numpy()
-
-    @cached_property
-    def change(self) -> Float[np.ndarray, "latent example target"]:
-        """Change of the readout under do(z_k = 0)."""
-        return np.stack([self._zeroed(k, self.read, self.base) for k in range(len(self.kl))])
 
     @cached_property
     def unit_change(self) -> Float[np.ndarray, "latent example unit"]:

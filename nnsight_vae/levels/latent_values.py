@@ -166,7 +166,7 @@ def _set(vae: VAE, selection: Selection, values: Float[np.ndarray, " unit"]) -> 
 
 def _listed(values: Any) -> list[Intervention]:
     """The interventions in a list of numbers and interventions, or in one of them."""
-    single = isinstance(values, Intervention | int | float)
+    single = isinstance(values, Intervention | int | float | np.number)
     listed: list[Intervention] = []
     try:
         for value in [values] if single else list(values):

@@ -308,6 +308,9 @@ SILENT = {
     "torch.tanh": (lambda: torch.tanh, "Tanh as a function"),
     "gating": (lambda: lambda h: h * h, "Mul"),
     "exp": (lambda: torch.exp, "Exp"),
+    "division": (lambda: lambda h: 1 / (2 + h), "Reciprocal"),
+    "ratio": (lambda: lambda h: torch.ones_like(h) / (h + 9), "Div"),
+    "an operation never heard of": (lambda: torch.sinc, "Sinc"),
 }
 
 

@@ -20,34 +20,42 @@ from nnsight_vae.probe import zeros_like_input
 if TYPE_CHECKING:
     from nnsight_vae.attribution.forward import CaptumForward
 
-# What an operation is called in the autograd graph -> the module whose hooks a rule would need.
-_MODULES: dict[str, type[nn.Module]] = {
-    "ReluBackward": nn.ReLU,
-    "LeakyReluBackward": nn.LeakyReLU,
-    "EluBackward": nn.ELU,
-    "SigmoidBackward": nn.Sigmoid,
-    "TanhBackward": nn.Tanh,
-    "SoftplusBackward": nn.Softplus,
-    "SoftmaxBackward": nn.Softmax,
-    "MaxPool2DWithIndicesBackward": nn.MaxPool2d,
-    "MaxPool3DWithIndicesBackward": nn.MaxPool3d,
+# What an operation is called in the autograd graph -> the modules whose hooks a rule would need.
+_MODULES: dict[str, tuple[type[nn.Module], ...]] = {
+    "Relu": (nn.ReLU,),
+    "LeakyRelu": (nn.LeakyReLU,),
+    "Elu": (nn.ELU,),
+    "Sigmoid": (nn.Sigmoid,),
+    "Tanh": (nn.Tanh,),
+    "Softplus": (nn.Softplus,),
+    "Softmax": (nn.Softmax,),
+    "MaxPool2DWithIndices": (nn.MaxPool2d, nn.MaxPool1d),
+    "MaxPool3DWithIndices": (nn.MaxPool3d,),
 }
-# Non-linearities without a rule anywhere in Captum.
-_RULELESS = (
-    "Silu", "Gelu", "Mish", "Hard", "LogSigmoid", "LogSoftmax", "Prelu", "Rrelu", "Glu", "Erf", "Sin", "Cos", "Exp", "Expm1", "Log",
-    "Pow", "Sqrt", "Rsqrt", "Abs", "Clamp", "Maximum", "Minimum", "Max", "Min", "Amax", "Amin", "Where", "Norm", "LinalgVectorNorm",
-    "NativeGroupNorm", "NativeLayerNorm", "AdaptiveMaxPool", "ScaledDotProduct", "Square", "Reciprocal",
+# Everything else counts as non-linear: an operation that is not known here is refused by name, never passed over.
+_LINEAR = {
+    "Add", "Sub", "Neg", "Sum", "Mean", "Cat", "Stack", "Unbind", "T", "Transpose", "Permute", "Movedim", "Expand", "Repeat", "Index",
+    "Gather", "Flip", "Roll", "Alias", "AsStrided", "Clone", "Cumsum", "Im2Col", "Col2Im", "PixelShuffle", "PixelUnshuffle", "Unfold",
+    "Diagonal", "Tril", "Triu", "MaskedFill", "BackwardHookFunction",
+}  # fmt: skip
+_LINEAR_FAMILIES = (
+    "View", "Reshape", "queeze", "Slice", "Select", "Split", "Copy", "Pad", "Upsample", "AvgPool", "BatchNorm",
 )  # fmt: skip
-_PRODUCTS = (
+_PRODUCTS = {
     "Mul",
     "Div",
     "Mm",
+    "Mv",
     "Bmm",
-    "Addmm",
-    "Baddbmm",
     "Dot",
+    "Addmm",
+    "Addmv",
+    "Addbmm",
+    "Baddbmm",
+    "Addcmul",
+    "Linear",
     "Convolution",
-)  # linear unless both sides depend on the input
+}
 
 
 def refuse_method(forward: CaptumForward, method: type[Any]) -> None:
@@ -124,12 +132,12 @@ def _without_rule(forward: CaptumForward, rules: set[type[nn.Module]]) -> list[s
             handle.remove()
     found = []
     for step, times in sorted(steps.items()):
-        module = _MODULES.get(step)
-        name = step.removesuffix("Backward")
-        if module is None or module not in rules:
-            found.append(f"{name} ({times}x)")
-        elif times > calls[module]:
-            found.append(f"{name} as a function, not as a module ({times - calls[module]}x)")
+        modules = [module for module in _MODULES.get(step, ()) if module in rules]
+        covered = sum(calls[module] for module in modules)
+        if not modules:
+            found.append(f"{step} ({times}x)")
+        elif times > covered:
+            found.append(f"{step} as a function, not as a module ({times - covered}x)")
     return found
 
 
@@ -158,12 +166,20 @@ def nonlinear_steps(forward: Callable[[Tensor], Tensor], x: Tensor) -> Counter[s
             waiting += [(node, True), *((n, False) for n, _ in node.next_functions)]
     steps: Counter[str] = Counter()
     for node in order:
-        name = type(node).__name__.rstrip("0123456789")
-        sides = sum(depends.get(n, False) for n, _ in node.next_functions)
-        stem = name.removesuffix("Backward")
-        if depends[node] and (name in _MODULES or stem.startswith(_RULELESS) or (sides > 1 and stem in _PRODUCTS)):
+        sides = [depends.get(n, False) for n, _ in node.next_functions]
+        name = type(node).__name__.rstrip("0123456789").removesuffix("Backward")
+        if any(sides) and not _linear(name, sides):
             steps[name] += 1
     return steps
+
+
+def _linear(name: str, sides: list[bool]) -> bool:
+    """Whether an operation is linear in what depends on the input, given which of its sides do."""
+    if name == "Div" and len(sides) > 1:
+        return not sides[1]
+    if name in _PRODUCTS:
+        return sum(sides) == 1
+    return name in _LINEAR or any(family in name for family in _LINEAR_FAMILIES)
 
 
 def _named(forward: CaptumForward) -> str:

@@ -496,17 +496,28 @@ def test_noising_is_minus_denoising_of_the_reversed_pair_in_every_variant(name, 
     assert one.estimand == forth.parts["denoising"].estimand
 
 
-def test_equal_inputs_have_no_effect_to_the_last_bit():
-    vae, pairs = pairs_of(MODELS["batchnorm"], n=12)
+@pytest.mark.parametrize("name", MODELS)
+def test_equal_inputs_have_no_effect_to_the_last_bit(name):
+    vae, pairs = pairs_of(MODELS[name], n=12)
     same = nv.Pairs(pairs.base, pairs.base.clone(), eps=pairs.eps)
-    effects = nv.patch_activations(vae, same, readout=READ)
-    assert not effects.values.any()
+    early = list(vae.sites)[1]
+    for how in ({}, {"per": "site"}, {"sites": [early], "through": ["latent.z[0]"]}):
+        assert not nv.patch_activations(vae, same, readout=READ, **how).values.any()
+    base = pairs.source.clone()
+    base[3:5].add_(0.1)
+    base[7, 0] += 0.1  # one row of the image, and all else as in the source
+    some = nv.patch_activations(
+        vae, nv.Pairs(base, pairs.source, eps=pairs.eps), ["latent.z"], readout=READ, per="site"
+    )
+    assert (np.abs(some.values).max((0, 1)) > 0).tolist() == [i in (3, 4, 7) for i in range(12)]
+
+
+def test_without_any_effect_nothing_is_significant():
+    vae, pairs = pairs_of(MODELS["mlp"], n=12)
+    same = nv.Pairs(pairs.base, pairs.base.clone(), eps=pairs.eps)
+    effects = nv.patch_activations(vae, same, ["latent.z"], readout=READ)
     assert (effects.pvalues() == 1).all()
     assert len(effects.significant().units) == 0
-    base = pairs.base.clone()
-    base[3:5] = pairs.source[3:5]
-    some = nv.patch_activations(vae, nv.Pairs(base, pairs.source, eps=pairs.eps), ["latent.z"], readout=READ)
-    assert (np.abs(some.values).max((0, 1)) == 0).tolist() == [i in (3, 4) for i in range(12)]
     ablated = nv.patch_activations(vae, same, ["latent.z"], readout=READ, ablation="zero")
     assert np.abs(ablated.parts["noising"].values).min() > 0
     np.testing.assert_allclose(ablated.values, 0, atol=1e-7)

@@ -78,7 +78,7 @@ def patch_activations(
         progress: show a bar; by default on an interactive terminal.
 
     Returns: `Effects` [experiment, target, pair], in units of the readout; the estimand names direction, ablation and path.
-        A pair of two identical inputs has effect 0 (of patching), not one of rounding.
+        Where a patch changes no activation, as between two identical inputs, the effect is exactly 0, not one of rounding.
 
     Raises:
         SiteError, InterventionError, DataError, ReadoutError: before any work.
@@ -161,8 +161,6 @@ class _Patching:
         moved = run_through(self.vae, receiver, plan, self.levels, self.readout, eps=eps, progress=advance)
         clean = baseline(self.vae, receiver, self.readout, eps=eps)
         change = moved - clean if way == "noising" else clean - moved
-        if self.ablated is None:  # two equal inputs are one run, not two that differ by rounding
-            change[:, (base == source).flatten(1).all(1).to(change.device)] = 0
         return change.double().cpu().numpy().transpose(0, 2, 1)
 
 

@@ -139,6 +139,22 @@ def test_intervals_are_clustered_by_base_image():
     assert width["clustered"] > 2 * width["naive"]
 
 
+def test_intervals_are_clustered_by_source_image_too_where_sources_are_reused():
+    rng = np.random.default_rng(14)
+    i, j = np.divmod(np.arange(100), 10)
+    y = 5 + rng.normal(size=(4, 10))[:, i] + 2 * rng.normal(size=(4, 10))[:, j]
+    y[0] *= 0.1
+    both = of(*y[:, None], groups=i, source_groups=j)
+    frame = both.to_frame().set_index("quantity")
+    for name, effects in both.quantities.items():
+        low, high = effects.ci()
+        assert (frame.ci_low[name], frame.ci_high[name]) == (low.item(), high.item())
+    one_way = of(*y[:, None], groups=i).to_frame().set_index("quantity")
+    wider = (frame.ci_high - frame.ci_low) / (one_way.ci_high - one_way.ci_low)
+    assert (wider > 1.3).all()
+    assert "100 pairs (10 independent)" in str(both)
+
+
 def test_print_shows_every_quantity_with_its_interval_and_the_proportion():
     m, _ = linear_scm(0.4, 1.9)
     lines = str(m).splitlines()
@@ -314,8 +330,11 @@ def test_the_forest_plot_shows_every_quantity_with_its_interval():
         spans = [line.get_segments()[0][:, 0].tolist() for line in lines]
         assert spans == [[frame.ci_low[target, name], frame.ci_high[target, name]] for name in m.quantities]
     assert [label.get_text() for label in panels[0].get_yticklabels()] == list(m.quantities)
-    te = [to_hex(axes.collections[1].get_facecolor()[0]) for axes in panels]
-    assert te == [RAISES, NEUTRAL, LOWERS]
+    colours = {(t, name): to_hex(dot.get_facecolor()[0]) for axes, t in zip(panels, m.targets, strict=True) for dot, name in zip(axes.collections[1::2], m.quantities, strict=True)}  # fmt: skip
+    assert [colours[target, "TE"] for target in m.targets] == [RAISES, NEUTRAL, LOWERS]
+    unclear = [key for key, colour in colours.items() if colour == NEUTRAL]
+    assert all(frame.ci_low[key] <= 0 <= frame.ci_high[key] for key in unclear)
+    assert {frame.value[key] > 0 for key in unclear} == {True, False}
     assert panels[1].get_xlabel() == "TNIE/TE: none"
     share = m.proportion["up"]
     assert panels[0].get_xlabel() == f"TNIE/TE: {share.value:.2f} [{share.low:.2f}, {share.high:.2f}]"

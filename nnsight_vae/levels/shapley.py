@@ -167,7 +167,10 @@ def _game(
     n_coalitions: int,
     progress: bool | None,
 ) -> Iterator[Game]:
-    """The worth v(S) of coalitions of mediators, `[coalition, n, target]`, behind a bar over all that will be asked for."""
+    """The worth of coalitions of mediators, `[coalition, n, target]`, behind a bar over all that will be asked for.
+
+    It is Y with their swap, or -Y for denoising: v(S) but for a constant, which no share depends on.
+    """
     receiver, donor, sign = pairs.base, pairs.source, 1.0
     if direction == "denoising":
         receiver, donor, sign = pairs.source, pairs.base, -1.0
@@ -185,7 +188,7 @@ def _game(
             found[joint] = run_interventions(
                 vae, receiver, [plan[i] for i in joint], readout, eps=pairs.eps, progress=advance
             )
-            return sign * (found - untouched)
+            return sign * found
 
         yield worth
 

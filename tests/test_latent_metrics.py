@@ -163,6 +163,15 @@ def test_the_response_matrix_of_a_linear_vae_has_a_closed_form(world, source):
     np.testing.assert_allclose(many.values, h.T.abs() * expected.sqrt()[:, None], rtol=0.03)
 
 
+def test_the_kl_of_a_channel_is_that_of_its_positions_together():
+    model = all_vaes()["residual"]
+    x = images(model, 12)
+    vae = nv.VAE(model)
+    nats = vae.encode(x).kl().detach().double().sum((2, 3)).mean(0)
+    np.testing.assert_allclose(LatentRuns(vae, x).kl, nats, rtol=1e-5)
+    np.testing.assert_allclose(nv.metrics.activity(vae, x).kl.values, nats, rtol=1e-5)
+
+
 def test_responses_of_a_spatial_latent_are_per_channel():
     """Literal: every element of a channel drawn anew, root mean square over draws and positions."""
     model = all_vaes()["residual"]

@@ -348,6 +348,34 @@ def test_the_interval_of_the_normalised_effect_strength_covers(pixels):
     assert 0.90 <= hits / 300 <= 0.98
 
 
+def test_corrections_stop_at_what_is_possible():
+    """Uniform shares and identical profiles under noise: half of the corrected values would be beyond the end of their scale."""
+    rng = np.random.default_rng(0)
+    specificity, modularity = [], []
+    for seed in range(20):
+        noise = rng.normal(size=(2, 40, 6))
+        specificity.append(intervention_specificity([noise[0]], form="normalised", n_boot=100, seed=seed))
+        modularity.append(circuit_modularity(noise, form="normalised", n_boot=100, seed=seed))
+    for values, lows in (
+        ([found.values[0] for found in specificity], [found.ci[0][0] for found in specificity]),
+        ([found.value for found in modularity], [found.ci[0] for found in modularity]),
+    ):
+        assert 3 <= sum(value == 0 for value in values) <= 17
+        assert min(values) == min(lows) == 0
+
+
+def test_a_unit_that_varies_by_rounding_alone_keeps_its_scale():
+    rng = np.random.default_rng(0)
+    steady = np.float32(0.1) * (1 + 1e-7 * rng.normal(size=(20, 1)))
+    activations = np.hstack([steady, rng.normal(size=(20, 2))])
+    moved = np.ones((2, 20, 3))
+    moved[0, :, 1] = 0
+    found = circuit_modularity(moved, form="normalised", activations=activations)
+    assert found.value > 0.01  # divided by the rounding, that unit would be all there is, and all alike
+    constant = circuit_modularity(moved, form="normalised", activations=np.hstack([0 * steady, activations[:, 1:]]))
+    assert found.value == pytest.approx(constant.value)
+
+
 def test_golden_numbers_by_hand():
     """Two latents, two clamps, three examples; base outputs 0, 3 and 6, whose spread is sqrt(6)."""
     moved = np.array([[[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]], [[0.0, 0.0, 6.0], [0.0, 0.0, 0.0]]])

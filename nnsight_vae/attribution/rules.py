@@ -148,9 +148,8 @@ def nonlinear_steps(forward: Callable[[Tensor], Tensor], x: Tensor) -> Counter[s
         forward: the function.
         x: an input that requires grad.
     """
-    output = getattr(forward, "forward", forward)(
-        x
-    )  # past hooks that are on the module already: DeepLift doubles the batch
+    # Past hooks that are on the module already: those of DeepLift take two batches.
+    output = forward.forward(x) if isinstance(forward, nn.Module) else forward(x)
     depends: dict[Any, bool] = {}
     order: list[Any] = []
     waiting: list[tuple[Any, bool]] = [(output.grad_fn, False)]

@@ -22,7 +22,7 @@ class Activity(NamedTuple):
         kl: KL(q(z_k|x) || N(0, 1)) of each latent in nats, mean over examples.
         variance: variance of each latent's posterior mean over examples.
         active_units: how many latents have a variance above 0.01 (Burda et al. 2016).
-        informed_units: how many latents have a KL of at least 0.01 nats.
+        informed_units: how many latents have a KL above 0.01 nats.
     """
 
     kl: LatentScores
@@ -88,8 +88,7 @@ def activity(
         "variance of the posterior mean": estimate(variances, lambda means: means, *options),
     }
     active, (active_ci,) = estimate(variances, lambda means: count(means, ACTIVE), *options)
-    # at least, not above: the counterpart of "collapsed", below
-    informed, (informed_ci,) = estimate(nats, lambda means: count(means, np.nextafter(COLLAPSED, 0)), *options)
+    informed, (informed_ci,) = estimate(nats, lambda means: count(means, COLLAPSED), *options)
     of = f"of {n_latents} latents"
     scores = [
         LatentScores(name, "per latent", tuple(values.tolist()), tuple(ci), ("",) * n_latents)
@@ -99,5 +98,5 @@ def activity(
         scores[0],
         scores[1],
         Score("active units", f"variance > {ACTIVE:g}", float(active[0]), active_ci, of),
-        Score("informed units", f"KL >= {COLLAPSED:g} nats", float(informed[0]), informed_ci, of),
+        Score("informed units", f"KL > {COLLAPSED:g} nats", float(informed[0]), informed_ci, of),
     )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nnsight_vae import inputs
 from nnsight_vae.arguments import require, require_readout
 from nnsight_vae.attribution.fixed import FixedInterventions
-from nnsight_vae.attribution.rules import refuse_silent_rules
+from nnsight_vae.attribution.rules import refuse_method, refuse_silent_rules
 from nnsight_vae.errors import DataError, InterventionError, NnsightVaeError, ReadoutError
 from nnsight_vae.interventions import Intervention
 from nnsight_vae.posterior import Posterior
@@ -165,6 +165,13 @@ class CaptumForward(nn.Module):
         """As `nn.Module.apply`, by which Captum's rule-based methods enter a model: refused where they would be silently wrong."""
         refuse_silent_rules(self, fn)
         return super().apply(fn)
+
+    @property
+    def rule(self) -> None:
+        """Captum's LRP asks every module for its rule before it touches any: refused there, with what to use instead."""
+        from captum.attr import LRP
+
+        refuse_method(self, LRP)
 
     # ------------------------------------------------------------------ running
     def _read(self, x: Tensor, rows: Tensor | None, sites: tuple[str, ...], events: Sequence[Event]) -> list[Tensor]:

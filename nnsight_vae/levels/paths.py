@@ -40,9 +40,9 @@ def path_effects(
         Y(b; M_j = m_j, other M = M(b)) - Y(b),   m_j = M_j(b; M_i = m_i, other earlier M = M(b)),   m_i = M_i(s; earlier M = M(b))
 
     the input is the source where the path leaves it and the base for everything else, so that only this path transmits the
-    change (reference of all other paths: base). That of X -> Y is Y(s; all M = M(b)) - Y(b). Each mediator thus takes
-    several values in one counterfactual, one for every path behind it: an experiment on edges, which a network permits
-    although data do not identify it. The remainder, named "interaction", is TE less all paths: 0 in a linear model, where
+    change (reference of all other paths: base). That of X -> Y is Y(s; all M = M(b)) - Y(b). A mediator on the path shows
+    its changed value to the next node alone, and the base's to all others: an intervention on edges, which a network
+    permits although data do not identify it. The remainder, named "interaction", is TE less all paths: 0 in a linear model, where
     path effects are products of coefficients. Over `pairs.reversed()` the reference is the source, and the sum -TE.
 
     Args:
@@ -60,8 +60,8 @@ def path_effects(
         InterventionError: before any work: no mediators or too many, not in execution order, two that name the same unit, or
             one that comes after what is read.
 
-    Source: Pearl 2001, section 4 (path-specific effects); Avin, Shpitser & Pearl 2005, IJCAI, (one value an edge); Daniel, De Stavola, Cousens & Vansteelandt 2015, Biometrics 71(1), 1-14 (all 2^k paths; here each
-        against the base).
+    Source: Pearl 2001 (path-specific effects); Avin, Shpitser & Pearl 2005, IJCAI (one value for each edge); Daniel, De
+        Stavola, Cousens & Vansteelandt 2015, Biometrics 71(1), 1-14 (all 2^k paths; here each against the base).
 
     Example:
         >>> import torch, nnsight_vae as nv

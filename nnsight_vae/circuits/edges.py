@@ -114,7 +114,8 @@ class EdgeScores:
         gaps: error of plain quadrature in each pair's total effect, for each cut; see `completeness`.
         method: how the scores were made.
         estimand: what they estimate.
-        groups: cluster id (base image) of each pair; None: every pair is independent.
+        groups: id of the base image of each pair; None: every pair has its own.
+        source_groups: id of the source image of each pair; None: sources are not reused.
         provenance: model fingerprint, pairs, readout, quadrature, versions; plain JSON data.
     """
 
@@ -131,6 +132,7 @@ class EdgeScores:
     method: str
     estimand: str
     groups: Shaped[np.ndarray, " pair"] | None = None
+    source_groups: Shaped[np.ndarray, " pair"] | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -156,12 +158,13 @@ class EdgeScores:
     def ci(
         self, level: float = 0.95, n_boot: int = 2000, seed: int = 0
     ) -> tuple[Float[np.ndarray, "edge target"], Float[np.ndarray, "edge target"]]:
-        """Percentile bootstrap interval of each mean score, resampling whole clusters of pairs.
+        """Bootstrap-t interval of each mean score, by whole clusters of pairs (`statistics.mean_interval`).
 
         Raises:
             DataError: fewer than two clusters.
         """
-        return statistics.bootstrap_interval(self.values, self.groups, level=level, n_boot=n_boot, seed=seed)
+        ids = (self.groups, self.source_groups)
+        return statistics.mean_interval(self.values, *ids, level=level, n_boot=n_boot, seed=seed)
 
     @property
     def completeness(self) -> tuple[Completeness, ...]:

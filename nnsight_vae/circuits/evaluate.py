@@ -140,8 +140,7 @@ def faithfulness(
             for k, subset in enumerate(subsets):
                 effects[k, :, rows] = (_run_with(vae, run, cuts, subset, readout) - nothing).T.cpu()
             effects[-1, :, rows] = (read(readout, run.source_inputs[-1]) - nothing).T.cpu()
-    groups = None if pairs.groups is None else pairs.groups.cpu().numpy()
-    scores = _scores(effects[-3], effects[-1], readout.names, groups, seed)
+    scores = _scores(effects[-3], effects[-1], readout.names, pairs.cluster_ids, seed)
     means = effects.mean(axis=2)
     curve = tuple(
         (
@@ -155,7 +154,7 @@ def faithfulness(
     )
     return Faithfulness(
         scores,
-        _scores(effects[-2], effects[-1], readout.names, groups, seed),
+        _scores(effects[-2], effects[-1], readout.names, pairs.cluster_ids, seed),
         dict(zip(readout.names, means[-3].tolist(), strict=True)),
         dict(zip(readout.names, means[-1].tolist(), strict=True)),
         curve,
@@ -169,11 +168,11 @@ def _scores(
     circuit: Float[np.ndarray, "target pair"],
     total: Float[np.ndarray, "target pair"],
     names: Sequence[str],
-    groups: np.ndarray | None,
+    ids: tuple[np.ndarray | None, np.ndarray | None],
     seed: int,
 ) -> dict[str, Score]:
-    te_low, te_high = statistics.bootstrap_interval(total, groups, level=_LEVEL, seed=seed)
-    low, high = statistics.bootstrap_ratio_interval(circuit, total, groups, level=_LEVEL, seed=seed)
+    te_low, te_high = statistics.mean_interval(total, *ids, level=_LEVEL, seed=seed)
+    low, high = statistics.bootstrap_ratio_interval(circuit, total, *ids, level=_LEVEL, seed=seed)
     scores = {}
     for t, name in enumerate(names):
         if te_low[t] <= 0 <= te_high[t]:

@@ -128,7 +128,7 @@ def score_edges(
         gaps,
         method,
         _ESTIMANDS[direction if method == "exact" else method],
-        None if pairs.groups is None else pairs.groups.cpu().numpy(),
+        *pairs.cluster_ids,
         _provenance(vae, pairs, readout, method, nodes, direction, seed),
     )
 

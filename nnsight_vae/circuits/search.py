@@ -17,10 +17,10 @@ from nnsight_vae.circuits.scores import score_edges
 from nnsight_vae.errors import CircuitError
 from nnsight_vae.pairs import Pairs
 from nnsight_vae.readouts import Readout
+from nnsight_vae.testing import effect_pvalues, enough_flips
 from nnsight_vae.vae import VAE
 
 _ROUNDING = 1e-9  # relative slack of a cumulative sum
-_FLIPS_AT_LEAST, _FLIPS_AT_MOST = 1_999, 9_999
 _BASELINES = ("weight", "random")
 
 
@@ -122,15 +122,15 @@ def circuit_from(
     if scores.method in _BASELINES:
         raise CircuitError(f"these scores come from the baseline {scores.method!r} and hold no effects to test.")
     mean, totals = scores.mean(), scores.total.mean(axis=1)
-    low, high = statistics.bootstrap_interval(scores.total, scores.groups, seed=seed)
+    low, high = statistics.mean_interval(scores.total, scores.groups, scores.source_groups, seed=seed)
     left_out = {name: reason for t, name in enumerate(scores.readouts) if (reason := _undefined(scores, t, low, high))}
     live = np.array([name not in left_out for name in scores.readouts])
     least = np.maximum(_cutoffs(scores, np.abs(mean), mass), min_effect)
 
     tested = scores.applies & live[None]
-    n_perm = min(max(significance.permutations_needed(int(tested.sum()), q), _FLIPS_AT_LEAST), _FLIPS_AT_MOST)
+    n_perm = enough_flips(int(tested.sum()), q)
     p, adjusted = np.ones(mean.shape), np.ones(mean.shape)
-    p[tested] = significance.sign_flip_pvalues(scores.values[tested], scores.groups, n_perm=n_perm, seed=seed)
+    p[tested] = effect_pvalues(scores.values[tested], scores.groups, scores.source_groups, n_perm=n_perm, seed=seed)
     adjusted[tested] = significance.benjamini_hochberg(p[tested])
     share = np.divide(mean, totals[None], out=np.zeros_like(mean), where=live[None] & (totals[None] != 0))
     selected = tested & (adjusted <= q) & (mean != 0) & (np.abs(mean) >= least[scores.cut_of])
@@ -288,7 +288,7 @@ def _add_edges(
     if not len(edges):
         return
     best = np.where(kept[edges], np.abs(share[edges]), -1.0).argmax(1)
-    low, high = statistics.bootstrap_interval(scores.values[edges, best], scores.groups, seed=seed)
+    low, high = statistics.mean_interval(scores.values[edges, best], scores.groups, scores.source_groups, seed=seed)
     for i, (e, t) in enumerate(zip(edges.tolist(), best.tolist(), strict=True)):
         attributes: dict[str, Any] = {
             "effect": float(mean[e, t]),

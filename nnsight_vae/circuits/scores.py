@@ -82,6 +82,7 @@ def score_edges(
 
     Example:
         >>> from nnsight_vae.models import MLPVAE
+        >>> _ = torch.manual_seed(0)
         >>> vae = VAE(MLPVAE(image_shape=(1, 4, 4), latent=2, hidden=(4,)))
         >>> pairs = Pairs(torch.zeros(8, 1, 4, 4), torch.rand(8, 1, 4, 4), factor="light")
         >>> scores = score_edges(vae, pairs, readouts.Region({"top": (slice(0, 2), slice(None))}))

@@ -258,6 +258,8 @@ def test_pairs_are_resampled_together_and_by_whole_clusters():
     width = lambda found: np.diff(found.row("a", "PNIE (noising)").pearson.ci)[0]
     assert width(copies) == pytest.approx(width(few_pairs))
     assert width(alone) < 0.6 * width(copies)
+    within = lambda found: np.diff(found.row("a", "PNIE (noising)").within.ci)[0]
+    assert within(alone) < 0.6 * within(copies)
     assert "4 clusters" in str(copies)
     assert "note" not in str(alone)
     # the same noise in both: were they resampled apart, the correlation would fall
@@ -274,6 +276,12 @@ def test_crossed_sources_are_resampled_too():
     bases, sources = np.repeat(np.arange(5), 5), np.tile(np.arange(5), 5)
     width = lambda **ids: np.diff(agreement(a, made(e, **ids)).row("a", "PNIE (noising)").pearson.ci)[0]
     assert width(groups=bases, source_groups=sources) > 0.02 > width(groups=bases)
+
+
+def test_the_overlap_is_of_a_tenth_of_the_units_unless_told():
+    assert agreement(made(ramp(units=38)), made(ramp(units=38))).top == 4
+    assert agreement(made(ramp(units=4)), made(ramp(units=4))).top == 1
+    assert agreement(made(ramp(units=38)), made(ramp(units=38)), top=7).top == 7
 
 
 def test_undefined_scores_are_none_with_a_reason():
@@ -365,6 +373,8 @@ def test_positions_of_the_wrong_rank_several_sites_and_a_silly_top_are_refused()
     maps = np.zeros((20, 4, 3))
     with pytest.raises(nv.DataError, match="is no unit"):
         agreement(maps, made(ramp(units=1), ("s[0]@1,2",)))
+    with pytest.raises(nv.DataError, match="is no unit"):
+        agreement(maps[..., None], made(ramp(units=1), ("s[0]@1",)))  # would be a sum over the other axis
     with pytest.raises(nv.DataError, match="attributions of one site"):
         agreement(maps, made(ramp(units=2), ("s[0]", "r[0]")))
     with pytest.raises(nv.DataError, match="attributions of one site"):
@@ -411,6 +421,8 @@ def test_shapley_values_of_latents_agree_with_patching_them(vae):
         z = vae.encode(plain.base).mu
     found = agreement(LatentShapley(vae, HALVES).attribute(z, plain), effects)
     assert min(row.within.value for row in found.rows if row.against == "both") > 0.95
+    turned = agreement(LatentShapley(vae, HALVES).attribute(z, plain), effects.select(targets=["bottom", "top"]))
+    assert turned.row("top").within.value == found.row("top").within.value  # matched by name, not by place
 
 
 def test_on_the_bundled_model_matched_ends_and_integrated_gradients_rank_units_as_patching_does():

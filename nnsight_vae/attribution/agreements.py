@@ -103,7 +103,7 @@ class Agreement:
             f"top {self.top} agree by chance in {self.top / self.n_units:.2f}"
         )
         names = ("Spearman", "Pearson", f"top {self.top}", "within pairs")
-        table = [("target", "against", *names)]
+        table: list[tuple[str, ...]] = [("target", "against", *names)]
         table += [(each.target, each.against, *map(_short, each.scores)) for each in self.rows]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = [
@@ -182,16 +182,17 @@ def _rows(found: Aligned, k: int, level: float, n_boot: int, seed: int) -> Itera
         both = np.stack([found.attributions[:, t], effects.values[:, t]])
         means = both.mean(axis=2)
         why = _undefined(means)
-        resampled = None if why or design.n_clusters < 2 else _resampled_means(both, design, n_boot, seed)
-        scores = []
+        resampled = None if why or design.n_clusters < 2 else _resampled_sums(both, design, n_boot, seed)
+        scores: dict[str, Score] = {}
         for name, statistic in statistics.items():
             reason = why or ("all units are among the top" if name == "overlap" and k == len(effects.units) else "")
             if reason:
-                scores.append(Score(name, form, None, note=reason))
+                scores[name] = Score(name, form, None, note=reason)
                 continue
             interval = None if resampled is None else _interval(statistic(*resampled), level)
-            scores.append(Score(name, form, float(statistic(*means)), interval, _caution(design.n_clusters)))
-        yield TargetAgreement(target, found.name, *scores, _within(both, effects, form, level, n_boot, seed))
+            scores[name] = Score(name, form, float(statistic(*means)), interval, _caution(design.n_clusters))
+        within = _within(both, effects, form, level, n_boot, seed)
+        yield TargetAgreement(target, found.name, scores["Spearman"], scores["Pearson"], scores["overlap"], within)
 
 
 def _caution(n_clusters: int) -> str:
@@ -260,15 +261,12 @@ def _is_constant(values: Float[np.ndarray, "*cells unit"]) -> np.ndarray:
     return np.ptp(values, axis=-1) <= _CONSTANT * np.abs(values).max(axis=-1)
 
 
-def _resampled_means(
+def _resampled_sums(
     both: Float[np.ndarray, "2 unit pair"], design: Design, n_boot: int, seed: int
 ) -> Float[np.ndarray, "2 boot unit"]:
-    """Means over the pairs drawn in each resample: attributions and effects of a pair are drawn together."""
+    """Sums over the pairs drawn in each resample, which rank and correlate as means do; both sides of a pair are drawn together."""
     sums = design.atoms.sums(both.reshape(-1, both.shape[2]))
-    blocks = [
-        weights @ sums.T / (weights @ design.atoms.sizes)[:, None]
-        for weights, _ in design_weights(design, n_boot, seed)
-    ]
+    blocks = [weights @ sums.T for weights, _ in design_weights(design, n_boot, seed)]
     return np.concatenate(blocks).reshape(n_boot, *both.shape[:2]).transpose(1, 0, 2)
 
 

@@ -141,7 +141,8 @@ def _share(array: np.ndarray, selection: Selection, name: str) -> Float[np.ndarr
         if selection.position:
             if len(selection.position) != len(grid):
                 raise IndexError
-            part = part[(slice(None), slice(None), slice(None), *selection.position)]
+            at: tuple[slice | int, ...] = (slice(None), slice(None), slice(None), *selection.position)
+            part = part[at]
     except IndexError:
         raise DataError(
             f"{name!r} is no unit of attributions with {array.shape[2]} units{f' and positions {grid}' if grid else ''}. {_HOW}"

@@ -112,12 +112,12 @@ def infidelity(
         _squared_errors(asked, each, baseline if matching == "removal" else None, scale, n_samples, seed)
         for each in (attributions, shuffled, torch.zeros_like(attributions))
     )
-    form = f"{asked.form}, {matching}"
-    scores = [
-        ratio_score(name, form, *(x.double().cpu().numpy() for x in (each, changes)), 0.0)
+    form, against = f"{asked.form}, {matching}", changes.double().cpu().numpy()
+    score, reference = (
+        ratio_score(name, form, each.double().cpu().numpy(), against, 0.0)
         for name, each in (("infidelity", errors), ("infidelity, shuffled", other))
-    ]
-    return Infidelity(scores[0], scores[1], matching, errors, changes)
+    )
+    return Infidelity(score, reference, matching, errors, changes)
 
 
 def _against_baseline(method: Attribution) -> bool:

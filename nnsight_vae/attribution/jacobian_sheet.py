@@ -47,7 +47,8 @@ def plot_jacobian(jacobian: Jacobian, example: int = 0) -> tuple[Figure, dict[st
     dead = jacobian.dead.cpu().numpy()
     k = len(order)
     figure = new_figure(1.2 + 0.95 * max(k, 5), 6.2)
-    upper, lower = figure.subfigures(2, 1, height_ratios=(2.6, 3.6))
+    halves: Any = figure.subfigures(2, 1, height_ratios=(2.6, 3.6))
+    upper, lower = halves
     cells = upper.subplots(2, k, squeeze=False)
     columns = jacobian.columns[example].sum(1).cpu().numpy()
     steps = jacobian.singular()

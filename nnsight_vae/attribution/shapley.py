@@ -170,13 +170,13 @@ class LatentShapley(VAEAttribution):
         @torch.no_grad()
         def worth(members: Bool[Tensor, "coalition player"]) -> Float[Tensor, "coalition e target"]:
             inside = members[:, players].to(z.device)[:, None]
-            total: Tensor | float = 0.0
+            worths = []
             for other in baseline.values:
                 mixed = torch.where(inside, z, other[places]).flatten(0, 1)
                 who = places.repeat(len(members))
                 parts = zip(mixed.split(rows), who.split(rows), strict=True)
-                total = total + torch.cat([read(part, call.rows[at], at).double() for part, at in parts])
-            return (total / len(baseline.values)).unflatten(0, (len(members), len(places)))
+                worths.append(torch.cat([read(part, call.rows[at], at).double() for part, at in parts]))
+            return torch.stack(worths).mean(0).unflatten(0, (len(members), len(places)))
 
         return worth
 

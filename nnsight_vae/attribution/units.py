@@ -147,7 +147,8 @@ def _share(products: Float[Tensor, "n unit *grid"], selection: Selection) -> Flo
     """The sum over the selection's units and positions."""
     part = products if selection.indices is None else products[:, list(selection.indices)]
     if selection.position:
-        part = part[(slice(None), slice(None), *selection.position)]
+        at: tuple[slice | int, ...] = (slice(None), slice(None), *selection.position)
+        part = part[at]
     return part.flatten(1).sum(1, dtype=torch.float64).cpu().numpy()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 
 import matplotlib as mpl
 import numpy as np
@@ -191,6 +192,20 @@ def test_an_animation_runs_there_and_back_with_its_colours(tmp_path, suffix, cha
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
+def test_a_gif_keeps_the_few_colours_of_small_things_on_a_plain_ground(tmp_path):
+    ramp = torch.linspace(0, 1, 16)
+    frames = torch.ones(6, 3, 64, 64)
+    for i in range(6):
+        frames[i, 0, 4 + i : 20 + i, 8:24] = ramp[:, None]
+        frames[i, 1, 4 + i : 20 + i, 8:24] = ramp[None]
+        frames[i, 2, 4 + i : 20 + i, 8:24] = i / 6
+    found, _ = frames_of(save_animation(frames, tmp_path / "a.gif"))
+    error = [
+        np.abs(frame[1::2, 1::2] - (255 * frames[i]).permute(1, 2, 0).numpy()) for i, frame in enumerate(found[:6])
+    ]
+    assert np.mean(error) < 0.5
+
+
 def test_an_example_of_a_shift_is_animated(tmp_path):
     frames = torch.stack([colourful(), 1 - colourful()])
     shift = Shift(frames, frames, torch.zeros(2, 5), "t", 1.0, torch.ones(2), torch.ones(2, dtype=torch.bool))
@@ -238,7 +253,9 @@ def test_a_map_is_captums_in_our_colours_without_pyplot():
     assert axes.images[-1].get_clim() == (-1, 1)
     assert axes.get_title() == "latent 3"
     assert plt.get_fignums() == open_figures
-    _, alone = visualize(1e-9 * attributions)  # tiny numbers are numbers
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, alone = visualize(1e-9 * attributions)  # tiny numbers are numbers
     assert np.allclose(np.asarray(alone.images[0].get_array()), drawn)
     _, positive = visualize(values, sign="positive", cmap="cividis")
     assert float(np.min(positive.images[0].get_array())) == 0

@@ -97,7 +97,7 @@ def sensitivity(
     target: Any,
     baselines: Any = None,
     radius: float | None = None,
-    n_samples: int = 10,
+    n_perturbations: int = 10,
     seed: int = 0,
     **settings: Any,
 ) -> Sensitivity:
@@ -109,7 +109,7 @@ def sensitivity(
         target: one target.
         baselines: as for our methods.
         radius: of the noise, elementwise; None: 2 % of the range of the inputs.
-        n_samples: noisy inputs for each input.
+        n_perturbations: noisy inputs for each input.
         seed: of the noise.
         settings: of the method's `attribute`.
 
@@ -119,7 +119,7 @@ def sensitivity(
         >>> import nnsight_vae as nv
         >>> vae, images = nv.load("pendulum-beta-vae"), nv.datasets.load("pendulum").sample(4).images
         >>> ig = nv.attribution.LatentIntegratedGradients(vae)
-        >>> 0 < sensitivity(ig, images, target="latent.mu[0]", n_samples=2, n_steps=10).score.value < 1
+        >>> 0 < sensitivity(ig, images, target="latent.mu[0]", n_perturbations=2, n_steps=10).score.value < 1
         True
     """
     from captum.metrics import sensitivity_max
@@ -127,8 +127,10 @@ def sensitivity(
     asked = ask(method, inputs, target, baselines)
     if radius is None:
         radius = 0.02 * float(asked.x.max() - asked.x.min())
-    if not radius > 0 or n_samples < 1:
-        raise DataError(f"radius={radius}, n_samples={n_samples}: expected a positive radius and at least one sample.")
+    if not radius > 0 or n_perturbations < 1:
+        raise DataError(
+            f"radius={radius}, n_perturbations={n_perturbations}: expected a positive radius and at least one perturbation."
+        )
     generator = torch.Generator().manual_seed(seed)
 
     def noisy(x: Tensor) -> Tensor:
@@ -139,16 +141,16 @@ def sensitivity(
             lambda x, **extra: method.attribute(x, **extra, **settings),
             asked.x,
             perturb_func=noisy,
-            n_perturb_samples=n_samples,
-            max_examples_per_batch=rows_at_a_time(len(asked.x), n_samples),
+            n_perturb_samples=n_perturbations,
+            max_examples_per_batch=rows_at_a_time(len(asked.x), n_perturbations),
             **asked.extra,
         )
     return Sensitivity(mean_score("sensitivity", f"{asked.form}, radius {radius:.3g}", values), values, radius)
 
 
-def rows_at_a_time(n: int, n_samples: int) -> int:
+def rows_at_a_time(n: int, n_perturbations: int) -> int:
     """Captum's `max_examples_per_batch`: whole batches, and no more than there are rows."""
-    return min(max(n, _ROWS), n * n_samples)
+    return min(max(n, _ROWS), n * n_perturbations)
 
 
 def mean_score(metric: str, form: str, values: Float[Tensor, " n"]) -> Score:

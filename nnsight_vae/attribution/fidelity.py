@@ -50,7 +50,7 @@ def infidelity(
     baselines: Any = None,
     perturbation: Perturbation | None = None,
     scale: float | None = None,
-    n_samples: int = 50,
+    n_perturbations: int = 50,
     seed: int = 0,
     **settings: Any,
 ) -> Infidelity:
@@ -69,7 +69,7 @@ def infidelity(
         baselines: as for our methods; 0 for a method that multiplies by the input but takes no baseline.
         perturbation: None: the one that matches.
         scale: standard deviation of the noise; None: 2 % of the range of the inputs.
-        n_samples: perturbations of each input.
+        n_perturbations: perturbations of each input.
         seed: of the perturbations.
         settings: of the method's `attribute`.
 
@@ -82,7 +82,7 @@ def infidelity(
         >>> import nnsight_vae as nv
         >>> vae, images = nv.load("pendulum-beta-vae"), nv.datasets.load("pendulum").sample(4).images
         >>> ig = nv.attribution.LatentIntegratedGradients(vae)
-        >>> found = infidelity(ig, images, target="latent.mu[0]", n_samples=20)
+        >>> found = infidelity(ig, images, target="latent.mu[0]", n_perturbations=20)
         >>> found.perturbation, found.score.value < 0.5 * found.shuffled.value
         ('removal', True)
     """
@@ -104,12 +104,16 @@ def infidelity(
         )
     if scale is None:
         scale = 0.02 * float(asked.x.max() - asked.x.min())
+    if not scale > 0 or n_perturbations < 1:
+        raise DataError(
+            f"scale={scale}, n_perturbations={n_perturbations}: expected a positive standard deviation and at least one perturbation."
+        )
     baseline = torch.zeros_like(asked.x) if asked.baseline is None else asked.baseline
     generator = torch.Generator().manual_seed(seed)
     order = torch.rand(attributions.flatten(1).shape, generator=generator).argsort(1).to(asked.x.device)
     shuffled = attributions.flatten(1).gather(1, order).view_as(attributions)
     errors, other, changes = (
-        _squared_errors(asked, each, baseline if matching == "removal" else None, scale, n_samples, seed)
+        _squared_errors(asked, each, baseline if matching == "removal" else None, scale, n_perturbations, seed)
         for each in (attributions, shuffled, torch.zeros_like(attributions))
     )
     form, against = f"{asked.form}, {matching}", changes.double().cpu().numpy()
@@ -126,7 +130,7 @@ def _against_baseline(method: Attribution) -> bool:
 
 
 def _squared_errors(
-    asked: Question, attributions: Tensor, baseline: Tensor | None, scale: float, n_samples: int, seed: int
+    asked: Question, attributions: Tensor, baseline: Tensor | None, scale: float, n_perturbations: int, seed: int
 ) -> Float[Tensor, " n"]:
     """Mean squared error of each example; the perturbations depend on the seed alone."""
     from captum.metrics import infidelity as captums
@@ -149,8 +153,8 @@ def _squared_errors(
             attributions,
             baselines=baseline,
             additional_forward_args=asked.places,
-            n_perturb_samples=n_samples,
-            max_examples_per_batch=rows_at_a_time(len(asked.x), n_samples),
+            n_perturb_samples=n_perturbations,
+            max_examples_per_batch=rows_at_a_time(len(asked.x), n_perturbations),
         )
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from nnsight.intervention.batching import Batcher, SkipParts
 from nnsight.intervention.envoy import Envoy
-from nnsight.intervention.interleaver import Interleaver, OutOfOrderError
+from nnsight.intervention.interleaver import EarlyStopException, Interleaver, OutOfOrderError
 from nnsight.intervention.source import Controller
 from nnsight.intervention.tracer import InterleavingTracer
 from torch import Tensor, nn
@@ -101,7 +101,13 @@ class VAEInterleaver(Interleaver):
         if provider not in self.parked:
             return super().handle(provider, value)
         self.visit += 1
-        value = super().handle(provider, value)
+        try:
+            value = super().handle(provider, value)
+        except EarlyStopException as stop:
+            # Its traceback leads to a frame that holds it, and on to every activation in reach: they would stay until the garbage
+            # collector comes by.
+            stop.__dict__.clear()
+            raise stop.with_traceback(None) from None
         return map_tensors(torch.clone, value) if provider in self.overwritten else value
 
     @contextmanager

@@ -21,7 +21,7 @@ from nnsight_vae.readouts import Readout, reads as reads_of
 from nnsight_vae.runs import CleanRun, Write, clean_run, needed_for, replace_event, run_from, trace_events
 from nnsight_vae.sites import Key
 from nnsight_vae.vae import VAE
-from nnsight_vae.writes import Rows, writes_of
+from nnsight_vae.writes import Resolved, Rows, writes_of
 
 # Larger activations fall out of the allocator's reuse and page-fault on CPU; smaller ones waste per-trace overhead.
 CHUNK_BYTES = 8 * 2**20
@@ -128,15 +128,12 @@ def run_interventions(
         latest = max((group.start for group in groups), key=lambda start: needed_for(vae, x, start))
         for rows in example_chunks(vae, x):
             clean = clean_run(vae, x[rows], None if eps is None else eps[rows], until=until)
-            sweep = _Sweep(clean, read, latest)
-            resolved = donors.rows(rows)
-            for group in groups:
-                for block in group.blocks(clean, resolved, CHUNK_BYTES):
-                    for members, examples, values in sweep.results(group.start, block):
-                        result = result.to(values.dtype)  # a readout may compute in more digits than the model
-                        result[members, rows.start + examples] = values
-                        if progress is not None:
-                            progress(len(values))
+            for members, examples, values in _Sweep(clean, read, latest).results(groups, donors.rows(rows)):
+                result = result.to(values.dtype)  # a readout may compute in more digits than the model
+                result[members, rows.start + examples] = values
+                if progress is not None:
+                    progress(len(values))
+            del clean  # before the next one is made
     _refuse_nonfinite(vae, x, eps, result, joints, donors)
     return result
 
@@ -152,8 +149,14 @@ class _Sweep:
         """The readout of the clean run, which was kept up to the latest start."""
         return _reduced(run_from(self.clean, self.latest, None, {}, self.read, self.reads), self.read, len(self.clean))
 
-    def results(self, start: str | None, block: Block) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Positions in the plan, examples of the chunk and readout of rows of a block, few enough at a time to fit."""
+    def results(self, groups: Sequence[Group], resolved: Resolved) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Positions in the plan, examples of the chunk and readout of some rows, until all groups are through."""
+        for group in groups:
+            for block in group.blocks(self.clean, resolved, CHUNK_BYTES):
+                yield from self._of(block, group.start)
+
+    def _of(self, block: Block, start: str | None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """The rows of a block, few enough at a time to fit."""
         plan = torch.tensor(block.members, device=block.alive.device)
         dead = Rows(*(~block.alive).nonzero(as_tuple=True))
         if len(dead.members):

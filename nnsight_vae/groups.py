@@ -91,9 +91,8 @@ class Group:
         activation = clean.at(route.site.name).movedim(route.site.axis, 1)
         units = torch.tensor([_unit(selection) for selection, _ in selections], device=activation.device)
         before, after = units_replaced(activation, units, replacements)
-        alive = _differs(before, after)
         (first, old), (_, new) = route.follow(units, before), route.follow(units, after)
-        alive &= _differs(old, new)  # an activation may be deaf to the change
+        alive = (old != new).flatten(2).any(2)  # an activation may be deaf to a change
 
         def writes(rows: Rows) -> dict[str, Write]:
             here = (rows.members, rows.examples)
@@ -119,7 +118,3 @@ def _single(joint: Joint) -> bool:
 def _unit(selection: Selection) -> int:
     (unit,) = selection.indices or ()
     return unit
-
-
-def _differs(before: Tensor, after: Tensor) -> Bool[Tensor, "k n"]:
-    return (before != after).unsqueeze(2).flatten(2).any(2)

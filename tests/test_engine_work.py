@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
+import weakref
 
 import pytest
 import torch
@@ -208,3 +210,53 @@ def test_a_readout_that_makes_the_number_itself_is_named():
         engine.baseline(vae, x, Log())
     with pytest.raises(nv.InterventionError, match="There all activations are finite, so the readout itself"):
         engine.run_interventions(vae, x, [{"latent.z[0]": nv.Set(1.0)}], Log())
+
+
+def test_a_joint_intervention_runs_where_any_of_its_parts_changes_something():
+    vae, x = nv.VAE(conv()), images_of(4)
+    alone, *joint = engine.run_interventions(
+        vae,
+        x,
+        [
+            {"encoder.0[0]": nv.Add(1.0)},
+            {"encoder.0[0]": nv.Add(1.0), "latent.z[0]": nv.Add(0.0)},
+            {"latent.z[0]": nv.Add(0.0), "encoder.0[0]": nv.Add(1.0)},
+        ],
+        Reconstruction(),
+    )
+    assert bool((alone != engine.baseline(vae, x, Reconstruction())).any())
+    for row in joint:
+        torch.testing.assert_close(row, alone, atol=1e-5, rtol=0)
+
+
+def test_each_of_the_examples_that_are_run_gets_its_own_donor():
+    vae, x, source = nv.VAE(conv()), images_of(8), images_of(8)
+    source[[1, 4, 6]] = images_of(3, seed=1)
+    got = engine.run_interventions(vae, x, [{"latent.z": nv.Swap(source)}], Reconstruction())
+    torch.testing.assert_close(got[0], engine.baseline(vae, source, Reconstruction()), atol=1e-5, rtol=0)
+
+
+def test_a_write_in_place_does_not_reach_what_a_clean_run_remembers():
+    vae, x = nv.VAE(conv()), images_of(3)
+    with torch.no_grad():
+        clean = runs.clean_run(vae, x)
+        before = clean.at("latent.z").clone()
+        moved = runs.run_from(clean, "latent.z", None, {"latent.z": lambda z: z.add_(1.0)}, READ)
+        assert torch.equal(clean.at("latent.z"), before)
+        torch.testing.assert_close(moved, READ(vae.decode(before + 1)))
+
+
+def test_a_run_leaves_nothing_behind_for_the_garbage_collector():
+    vae, x = nv.VAE(conv()), images_of(3)
+    with torch.no_grad():
+        vae.encode(x)
+        gc.collect()
+        gc.disable()
+        try:
+            clean = runs.clean_run(vae, x)
+            kept = weakref.ref(clean.outputs["model.encoder.0"])
+            runs.run_from(clean, "model.encoder.0", torch.tensor([0, 2]), {}, READ)
+            del clean
+            assert kept() is None
+        finally:
+            gc.enable()

@@ -9,7 +9,6 @@ What the others take is measured on a few units a site, spread evenly, and scale
 from __future__ import annotations
 
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -232,7 +231,7 @@ def models(name: str) -> nn.Module:
 def peak(name: str, pairs: int) -> None:
     """Print the MiB by which a sweep over units of every site raises the peak, less what it returns.
 
-    Inputs are there before; the peak of the resident set is that of the process, so each number of pairs has a process of its own.
+    Inputs are there before, and what is tried once a site has been tried. Each number of pairs has a process of its own.
     """
     vae = nv.VAE(models(name), example=torch.rand(2, 3, 64, 64))
     base, source = torch.rand(pairs, 3, 64, 64), torch.rand(pairs, 3, 64, 64)
@@ -240,10 +239,16 @@ def peak(name: str, pairs: int) -> None:
     units = [nv.Unit(site, vae.sites[site].n_units // 2) for site in sites]  # one a site, and all of the cheapest site
     plan = [{unit: nv.Swap(source)} for unit in [*units, *vae.sites[last].units]]
     engine.run_interventions(vae, base[:4], [{key: nv.Swap(source[:4]) for key in entry} for entry in plan], READ)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+    before = resident("VmRSS")
     result = engine.run_interventions(vae, base, plan, READ)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print((after - before) / 2**10 - result.numel() * result.element_size() / 2**20)
+    print(resident("VmHWM") - before - result.numel() * result.element_size() / 2**20)
+
+
+def resident(line: str) -> float:
+    """MiB of this process: now (VmRSS), or the most there was (VmHWM). Linux only."""
+    (found,) = (text for text in Path("/proc/self/status").read_text().splitlines() if text.startswith(line))
+    return int(found.split()[1]) / 2**10
 
 
 def bench_memory(name: str) -> None:

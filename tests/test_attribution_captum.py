@@ -336,8 +336,37 @@ def test_layer_deep_lift_is_refused_too():
         LayerDeepLift(captum_forward(vae), captum_layer(vae, "first")).attribute(x, target=0)
 
 
+class Rearranged(nn.Module):
+    """Linear, by way of many operations."""
+
+    def forward(self, h):
+        h = torch.cat([h[:, :4] * 2.0, h[:, 4:].flip(1) / 3.0], 1).view(-1, 2, 4).transpose(1, 2).reshape(-1, 1, 8)
+        h = F.pad(h.expand(-1, 3, -1).mean(1, keepdim=True), (1, 1)) @ torch.eye(10)
+        return torch.stack(F.avg_pool1d(h, 3, 1).squeeze(1).unbind(1), 1)
+
+
+class Pooled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.pool = nn.MaxPool1d(2)
+
+    def forward(self, h):
+        return self.pool(h[:, None]).flatten(1).repeat(1, 2)
+
+
 @pytest.mark.parametrize(
-    "hidden", [nn.ReLU(), nn.Tanh(), nn.Sigmoid(), nn.Softplus(), nn.ELU(), nn.LeakyReLU(), nn.Identity()]
+    "hidden",
+    [
+        Rearranged(),
+        Pooled(),
+        nn.ReLU(),
+        nn.Tanh(),
+        nn.Sigmoid(),
+        nn.Softplus(),
+        nn.ELU(),
+        nn.LeakyReLU(),
+        nn.Identity(),
+    ],
 )
 def test_deep_lift_runs_and_is_complete_where_it_has_rules(hidden):
     vae, x = wrap(hidden)

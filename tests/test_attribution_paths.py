@@ -172,6 +172,33 @@ def test_a_path_starts_after_an_affine_first_layer_and_only_there(name):
 
 
 @loose
+def test_conductance_sees_what_a_layer_computes_not_what_later_code_makes_of_it():
+    maps = []
+    for after in (lambda h: (h - 0.2).relu(), lambda h: h.sub_(0.2).relu_()):
+        model = seeded(First(after=after))
+        vae, x, b = nv.VAE(model, example=images(model, 2)), images(model, 3), images(model, 3, seed=1)
+        maps.append(LatentConductance(vae, "conv").attribute(x, b, 1))
+    assert torch.equal(*maps)
+
+
+class Rounded(nn.Module):
+    """No gradient flows into it; out of it, one does."""
+
+    def forward(self, h):
+        return torch.round(4 * h).detach()
+
+
+def test_a_layer_that_passes_no_gradient_on_still_has_its_own():
+    rounded = Rounded()
+    model = seeded(First(after=rounded))
+    model.conv.requires_grad_(False)
+    vae, x, b = nv.VAE(model, example=images(model, 2)), images(model, 3), images(model, 3, seed=1)
+    units = LatentConductance(vae, "after").attribute(x, b, 1, n_steps=4)
+    change = torch.round(4 * model.conv(x)) - torch.round(4 * model.conv(b))
+    torch.testing.assert_close(units, change * model.head.weight[1].view(3, 4, 4))
+
+
+@loose
 def test_interventions_and_hooks_at_the_first_layer_are_kept():
     model = seeded(First())
     vae, x, b = nv.VAE(model, example=images(model, 2)), images(model, 3), images(model, 3, seed=1)
@@ -442,12 +469,13 @@ def test_baselines_are_what_their_names_say():
 def test_latents_start_at_the_prior_mean_or_at_the_code_of_the_source():
     vae = conv()
     z, region = vae.encode(X).mu.detach(), nv.readouts.Region({"top": (slice(0, 8), slice(0, 16))})
-    method = DecoderIntegratedGradients(vae, region)
+    method, eps = DecoderIntegratedGradients(vae, region), torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
     for spec, value, name in (
         (None, torch.zeros(1, 5), "prior mean"),
         ("prior", torch.zeros(1, 5), "prior mean"),
         ("mean", z.mean(0, keepdim=True), "mean of the inputs"),
         (nv.Pairs(X, B), vae.encode(B).mu, "source of each pair"),
+        (nv.Pairs(X, B, eps=eps), vae.encode(B).rsample(eps), "source of each pair"),
     ):
         captum = IntegratedGradients(captum_forward(vae, region, of="z"))
         expected = captum.attribute(z, value.detach(), 0, n_steps=60)
@@ -633,6 +661,14 @@ def test_an_operation_that_is_none_is_refused():
     ):
         with pytest.raises(nv.SiteError, match=message):
             SourceIntegratedGradients(vae, module, operation)
+
+    class Twice(Coded):
+        def encode(self, x):
+            return self.encoder(x)[0], self.encoder(x)[1]
+
+    twice = seeded(Twice(FunctionalEncoder()))
+    with pytest.raises(nv.SiteError, match="runs 2 times"):
+        SourceIntegratedGradients(nv.VAE(twice, example=images(twice, 2)), "encoder", "F_relu_0")
     with pytest.raises(nv.SiteError, match="returns tuple"):
         SourceIntegratedGradients(vae, "encoder", "chunk_0").attribute(images(model, 2), baselines="black")
 

@@ -37,17 +37,16 @@ class Entry:
         layout = forward.vae.layout()
         order = sorted(layout.firings.values(), key=lambda f: f.started)
         firing = next((f for f in order if f.kind in ("conv", "linear")), None)
-        written = () if forward.interventions is None else forward.interventions.sites
-        if forward.of != "input" or firing is None or firing.calls != 1 or firing.shape is None or "input" in written:
+        if forward.of != "input" or firing is None or firing.calls != 1 or firing.shape is None:
             return None
-        if firing.module._forward_hooks or firing.module._forward_pre_hooks:
-            return None  # the layer will be skipped, and a hook of the user's with it
         entry = cls(forward, firing)
         with torch.no_grad():
             at_x, at_b, between = entry.output(x), entry.output(b), entry.output((x + b) / 2)
             whole = forward(x, rows if forward.examples > 1 else None)
             affine = _same(between, (at_x + at_b) / 2)  # so is what comes before the layer
-            return entry if affine and _same(entry.after(at_x, b, rows), whole) else None  # nothing goes past it
+            return (
+                entry if affine and _same(entry.after(at_x, b, rows), whole) else None
+            )  # nor does anything go past it, or an intervention come before it
 
     def output(self, x: Tensor) -> Float[Tensor, "n *hidden"]:
         """The layer's output."""

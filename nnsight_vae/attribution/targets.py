@@ -136,7 +136,7 @@ def _require_index(index: tuple[Any, ...], shape: tuple[int, ...]) -> int | None
                 raise ReadoutError(f"target {_written(index)} is empty in an output of shape {shape} per example.")
         elif isinstance(part, bool) or not isinstance(part, int) or not -length <= part < length:
             raise ReadoutError(f"target {_written(index)} is out of range: one example's output has shape {shape}.")
-    return index[0] % shape[0] if isinstance(index[0], int) else None
+    return index[0] if isinstance(index[0], int) else None
 
 
 def _mean_of(output: Tensor, index: tuple[Index, ...]) -> Float[Tensor, " r"]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxtyping import Float
-from nnsight_vae.adapters.generic import CallableAdapter, EncodeDecode
+from nnsight_vae.adapters.generic import CallableAdapter, EncodeDecode, own_codebook
 from torch import Tensor, nn
 
 from nnsight_vae.errors import AdapterError
@@ -30,7 +30,8 @@ def adapt(
             log variance: return `{"mu": mu, "scale": scale}` or `torch.distributions.Normal(mu, scale)`.
         decoder: callable (or module) `z -> reconstruction`.
         packed: the encoder returns one tensor with mu and logvar side by side along axis 1.
-        codebook: rows `[codes, channels]` of a discrete latent, for `Quantize`.
+        codebook: rows `[codes, channels]` of a discrete latent, for `Quantize`. Default where the module's own encode and decode
+            are used: its tensor `codebook`, if it has one.
         example: one batch of inputs, where the input shape cannot be inferred.
 
     Returns: a `VAE`.
@@ -57,6 +58,7 @@ def adapt(
             )
         module = nn.ModuleDict({"encoder": encoder, "decoder": decoder})
     if encoder is None or decoder is None:
+        codebook = own_codebook(module) if codebook is None else codebook
         return VAE(module, EncodeDecode(packed=packed, codebook=codebook), example=example)
     for name, function in (("encoder", encoder), ("decoder", decoder)):
         _require_part(module, name, function)

@@ -64,9 +64,9 @@ def find_adapter(model: nn.Module) -> Adapter:
     Raises:
         AdapterError: nothing fits; says what was looked for and how to wrap by hand.
     """
-    from nnsight_vae.adapters.generic import EncodeDecode
+    from nnsight_vae.adapters.generic import EncodeDecode, own_codebook
 
-    for adapter in [*_registered(), EncodeDecode()]:
+    for adapter in [*_registered(), EncodeDecode(codebook=own_codebook(model))]:
         if adapter.matches(model):
             return adapter
     children = ", ".join(name for name, _ in model.named_children()) or "none"

@@ -119,5 +119,11 @@ def read_reconstruction(value: Any, *, where: str) -> Tensor:
     raise AdapterError(f"{where} returned {type(value).__name__}, expected the reconstruction as a tensor.")
 
 
+def own_codebook(model: nn.Module | None) -> Float[Tensor, "codes channels"] | None:
+    """The codebook that a module shows as its tensor `codebook` `[codes, channels]`; None where it shows none."""
+    codebook = getattr(model, "codebook", None)
+    return codebook if isinstance(codebook, Tensor) and codebook.ndim == 2 else None
+
+
 def _function(model: nn.Module, *names: str) -> Callable[..., Any] | None:
     return next((f for name in names if callable(f := getattr(model, name, None))), None)

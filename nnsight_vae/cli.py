@@ -111,9 +111,19 @@ def analyze(
 def train(
     data: Data,
     out: Out,
-    objective: Annotated[str, typer.Option(help="vae or beta-vae.")] = "beta-vae",
-    beta: Annotated[float | None, typer.Option(min=0.0, help="Weight of the KL; default: the objective's own.")] = None,
-    network: Annotated[str, typer.Option(help="conv or mlp.")] = "conv",
+    objective: Annotated[
+        str, typer.Option(help="vae, beta-vae, factor-vae, beta-tc-vae, dip-vae-ii or vq-vae.")
+    ] = "beta-vae",
+    beta: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="Weight of the KL (beta-tc-vae: of the total correlation; vq-vae: of the commitment); default: the objective's own.",
+        ),
+    ] = None,
+    network: Annotated[
+        str, typer.Option(help="conv, conv-large (the size of disentanglement_lib), residual or mlp; vq-vae: a conv.")
+    ] = "conv",
     latent: Annotated[int, typer.Option(min=1)] = 8,
     images: Annotated[
         int, typer.Option(min=1, help="Training images; a fixed dataset gives at most what it has.")
@@ -126,20 +136,23 @@ def train(
     """Train a VAE; the same command again continues an interrupted run."""
     import nnsight_vae as nv
     from nnsight_vae.errors import DataError
-    from nnsight_vae.models.objectives import OBJECTIVES
+    from nnsight_vae.models.architectures import NETWORKS
+    from nnsight_vae.models.families import OBJECTIVES
 
-    networks = {"conv": "ConvVAE", "mlp": "MLPVAE"}
-    if network not in networks or objective not in OBJECTIVES:
+    if network not in NETWORKS or objective not in OBJECTIVES:
         raise DataError(
-            f"got network {network!r}, objective {objective!r}; expected one of {', '.join(networks)}, and {', '.join(OBJECTIVES)}."
+            f"got network {network!r}, objective {objective!r}; expected one of {', '.join(NETWORKS)}, and {', '.join(OBJECTIVES)}."
         )
+    architecture, arguments = NETWORKS[network]
+    if objective == "vq-vae" and architecture == "ConvVAE":  # its codes need maps where a ConvVAE has linear layers
+        architecture, arguments = "VQVAE", {k: v for k, v in arguments.items() if k != "hidden"}
     chosen = OBJECTIVES[objective] if beta is None else dataclasses.replace(OBJECTIVES[objective], beta=beta)
     dataset = nv.datasets.load(data)
     nv.models.train(
         dataset.images_u8(min(images, dataset.n_images or images), seed=seed),
         objective=chosen,
-        architecture=networks[network],
-        arguments={"latent": latent},
+        architecture=architecture,
+        arguments={**arguments, "latent": latent},
         steps=steps,
         batch_size=batch_size,
         lr=lr,

@@ -13,9 +13,9 @@ from torch import nn
 import nnsight_vae.models as models
 from nnsight_vae.datasets import load
 from nnsight_vae.errors import DataError
-from nnsight_vae.models import MLPVAE, ConvVAE, load_module, load_weights, read_record, zoo
+from nnsight_vae.models import MLPVAE, ConvVAE, ResidualVAE, load_module, load_weights, read_record, zoo
+from nnsight_vae.models.architectures import build
 from nnsight_vae.models.bundle import ZOO
-from nnsight_vae.models.networks import build
 from nnsight_vae.models.objectives import gaussian_kl, reconstruction_loss
 
 SHAPES = [(3, 64, 64), (1, 32, 32), (1, 28, 28), (1, 16, 16), (1, 8, 8), (3, 32, 64)]
@@ -26,7 +26,7 @@ def uniform(*shape: int) -> torch.Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("network", [ConvVAE, MLPVAE])
+@pytest.mark.parametrize("network", [ConvVAE, MLPVAE, ResidualVAE])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_every_image_size_goes_in_and_comes_out(network, shape):
     module = network(image_shape=shape, latent=5)
@@ -38,7 +38,7 @@ def test_every_image_size_goes_in_and_comes_out(network, shape):
     assert torch.equal(reconstruction, module.decode(module.encode(x)[0]))
 
 
-@pytest.mark.parametrize("network", [ConvVAE, MLPVAE])
+@pytest.mark.parametrize("network", [ConvVAE, MLPVAE, ResidualVAE])
 def test_noise_is_the_callers_and_a_plain_call_has_none(network):
     module = network(image_shape=(1, 8, 8), latent=3)
     x, eps = uniform(4, 1, 8, 8), uniform(4, 3)
@@ -48,7 +48,7 @@ def test_noise_is_the_callers_and_a_plain_call_has_none(network):
     assert torch.equal(module(x)[0], module(x)[0])
 
 
-@pytest.mark.parametrize("network", [ConvVAE, MLPVAE])
+@pytest.mark.parametrize("network", [ConvVAE, MLPVAE, ResidualVAE])
 def test_no_layer_overwrites_the_activation_before_it(network):
     module = network(image_shape=(1, 16, 16))
     kept = []
@@ -89,7 +89,7 @@ def test_build_draws_torchs_default_distribution_from_the_given_generator():
         (lambda: ConvVAE(latent=0), "latent"),
         (lambda: MLPVAE(hidden=()), "hidden"),
         (lambda: MLPVAE(hidden=(4, -1)), "hidden"),
-        (lambda: build("GAN", {}, torch.Generator()), "Known: ConvVAE, MLPVAE"),
+        (lambda: build("GAN", {}, torch.Generator()), "Known: ConvVAE, MLPVAE, ResidualVAE, VQVAE"),
         (lambda: build("MLPVAE", {"channels": 3}, torch.Generator()), "channels"),
     ],
 )

@@ -9,8 +9,8 @@ import torch
 from torch.distributions import Bernoulli, Independent, MultivariateNormal, Normal, kl_divergence
 
 from nnsight_vae.errors import DataError
+from nnsight_vae.models.families import OBJECTIVES
 from nnsight_vae.models.objectives import (
-    OBJECTIVES,
     Objective,
     gaussian_kl,
     label_loss,

@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from nnsight_vae.errors import DataError, NnsightVaeError
 from nnsight_vae.models import training
 from nnsight_vae.models.bundle import load_module
+from nnsight_vae.models.families import OBJECTIVES
 from nnsight_vae.models.files import read_tensors
-from nnsight_vae.models.objectives import OBJECTIVES, Objective
+from nnsight_vae.models.objectives import Objective
 from nnsight_vae.models.training import Labels, train
 
 STEPS = 23
@@ -209,7 +210,7 @@ def test_training_lowers_the_loss():
     assert history[-1]["loss"] < 0.8 * history[0]["loss"]
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "vq-vae"])
 def test_the_named_objectives_do_not_collapse_on_small_images(name):
     images, _ = blobs(512, seed=2)
     trained = run(images=images, objective=OBJECTIVES[name], steps=600, batch_size=32, lr=3e-3)
@@ -279,7 +280,7 @@ TIED = Objective(label_weight=1.0)
         ({"steps": 0}, "steps=0"),
         ({"batch_size": 2.5}, "batch_size=2.5"),
         ({"lr": float("nan")}, "lr=nan"),
-        ({"architecture": "VQVAE"}, "Known: ConvVAE, MLPVAE"),
+        ({"architecture": "GAN"}, "Known: ConvVAE, MLPVAE"),
         ({"arguments": {"width": 3}}, "width"),
         ({"arguments": {"latent": 0}}, "latent"),
         ({"labels": LABELS}, "go together"),

@@ -8,9 +8,9 @@ from typing import Any
 from torch import nn
 
 from ..errors import DataError
+from .architectures import empty
 from .checkpoints import CHECKPOINT, CONFIG, WEIGHTS
 from .files import fit_weights, read_json, read_tensors
-from .networks import empty
 
 ZOO = Path(__file__).parent / "zoo"
 

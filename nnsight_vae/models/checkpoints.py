@@ -13,15 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from .._files import write_atomically
-from ..errors import DataError
+from ..errors import DataError, NnsightVaeError
+from .adversary import Adversary
 from .files import fit_weights, read_tensors, write_json, write_tensors
-from .networks import GaussianVAE
 
 CHECKPOINT = "checkpoint.safetensors"
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 LOSSES = "losses.csv"
-LOSS_NAMES = ("loss", "reconstruction", "kl", "labels")
 
 
 @dataclass
@@ -32,36 +31,55 @@ class Run:
         module: being trained.
         optimizer: Adam over its parameters.
         generator: source of minibatches and noise, on the CPU.
+        columns: names of what is logged.
+        adversary: what is trained beside the module, if anything.
         step: optimiser steps done.
         history: one row per logged step: the step, and the mean of each loss since the row before.
         sums: each loss summed over the steps since the last row.
     """
 
-    module: GaussianVAE
+    module: Any  # a GaussianVAE or a VQVAE, as the objective trains
     optimizer: torch.optim.Adam
     generator: torch.Generator
+    columns: tuple[str, ...]
+    adversary: Adversary | None = None
     step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
-    sums: Tensor = field(default_factory=lambda: torch.zeros(len(LOSS_NAMES), dtype=torch.float64))
+    sums: Tensor = field(init=False)
 
-    def count(self, losses: Tensor) -> None:
-        """Note one finished step and its losses, in the order of `LOSS_NAMES`."""
+    def __post_init__(self) -> None:
+        self.sums = torch.zeros(len(self.columns), dtype=torch.float64)
+
+    def require_finite(self, values: Tensor) -> None:
+        """Stop a training that has diverged.
+
+        Raises:
+            NnsightVaeError: a value is NaN or infinite.
+        """
+        if not torch.isfinite(values).all():
+            raise NnsightVaeError(
+                f"Training diverged: not finite any more at step {self.step}. Lower lr. If an output folder was given, "
+                "its checkpoint is from before."
+            )
+
+    def count(self, losses: dict[str, Tensor]) -> None:
+        """Note one finished step and its losses by column."""
         self.step += 1
-        self.sums += losses.detach().cpu()
+        self.sums += torch.stack([losses[name].detach() for name in self.columns]).cpu()
 
     def log(self) -> None:
         """Close a row of the history."""
         since = self.step - (int(self.history[-1]["step"]) if self.history else 0)
         means = (self.sums / since).tolist()
-        self.history.append({"step": self.step, **dict(zip(LOSS_NAMES, means, strict=True))})
+        self.history.append({"step": self.step, **dict(zip(self.columns, means, strict=True))})
         self.sums.zero_()
 
 
 def save_run(folder: Path, run: Run, settings: dict[str, Any]) -> None:
     """Write the state of `run` and its settings, atomically."""
-    tensors = {f"model.{name}": tensor for name, tensor in run.module.state_dict().items()}
-    for index, state in run.optimizer.state_dict()["state"].items():
-        tensors |= {f"adam.{index}.{name}": tensor for name, tensor in state.items()}
+    tensors = _state("model.", "adam.", run.module, run.optimizer)
+    if run.adversary is not None:
+        tensors |= _state("adversary.", "adversary_adam.", run.adversary.module, run.adversary.optimizer)
     tensors |= {"generator": run.generator.get_state(), "sums": run.sums}
     text = {"settings": json.dumps(settings), "step": str(run.step), "history": json.dumps(run.history)}
     write_tensors(folder / CHECKPOINT, tensors, text)
@@ -89,11 +107,10 @@ def load_run(folder: Path, run: Run, settings: dict[str, Any]) -> None:
             f"Choose another folder, or delete {path} to start over."
         )
     fit_weights(run.module, _under("model.", tensors), str(path))
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in _under("adam.", tensors).items():
-        index, key = name.split(".")
-        state.setdefault(int(index), {})[key] = tensor
-    run.optimizer.load_state_dict({**run.optimizer.state_dict(), "state": state})
+    _fit_adam(run.optimizer, _under("adam.", tensors))
+    if run.adversary is not None:
+        fit_weights(run.adversary.module, _under("adversary.", tensors), str(path))
+        _fit_adam(run.adversary.optimizer, _under("adversary_adam.", tensors))
     run.generator.set_state(generator)
     run.step, run.history, run.sums = step, history, sums
 
@@ -101,12 +118,28 @@ def load_run(folder: Path, run: Run, settings: dict[str, Any]) -> None:
 def save_results(folder: Path, module: nn.Module, config: dict[str, Any]) -> None:
     """Write the finished model: weights, record, and the losses as a table."""
     text = io.StringIO()
-    table = csv.DictWriter(text, ("step", *LOSS_NAMES), lineterminator="\n")
+    table = csv.DictWriter(text, tuple(config["history"][0]), lineterminator="\n")
     table.writeheader()
     table.writerows(config["history"])
     write_atomically(folder / LOSSES, text.getvalue().encode())
     write_tensors(folder / WEIGHTS, module.state_dict())
     write_json(folder / CONFIG, config)  # last: its presence says that the rest is there
+
+
+def _state(weights: str, adam: str, module: nn.Module, optimizer: torch.optim.Adam) -> dict[str, Tensor]:
+    """Weights and moments of a module under two prefixes."""
+    tensors = {f"{weights}{name}": tensor for name, tensor in module.state_dict().items()}
+    for index, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"{adam}{index}.{name}": tensor for name, tensor in moments.items()}
+    return tensors
+
+
+def _fit_adam(optimizer: torch.optim.Adam, tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, key = name.split(".")
+        state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

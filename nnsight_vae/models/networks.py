@@ -1,4 +1,4 @@
-"""Two small VAEs, plain ``nn.Module``s: an `encoder`, two heads `fc_mu` and `fc_logvar`, a `decoder`.
+"""Small Gaussian VAEs, plain ``nn.Module``s: an `encoder`, two heads `fc_mu` and `fc_logvar`, a `decoder`.
 
 They are written for interpretation: every layer is a module of a `Sequential` (so it is a site of its own), and the
 ReLUs work out of place (an in-place one overwrites the activation that was to be read).
@@ -6,11 +6,9 @@ ReLUs work out of place (an in-place one overwrites the activation that was to b
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +20,7 @@ _SMALLEST_MAP = 4
 
 
 class GaussianVAE(nn.Module):
-    """What both networks share: how the four parts are called. Build `ConvVAE` or `MLPVAE`."""
+    """What the Gaussian networks share: how the four parts are called. Build `ConvVAE`, `ResidualVAE` or `MLPVAE`."""
 
     def __init__(self, encoder: nn.Sequential, decoder: nn.Sequential, hidden: int, latent: int) -> None:
         super().__init__()
@@ -88,28 +86,60 @@ class ConvVAE(GaussianVAE):
         channels: Sequence[int] | None = None,
         hidden: int = 128,
     ) -> None:
-        c, h, w = _checked_shape(image_shape)
-        channels = _default_channels(h, w) if channels is None else tuple(channels)
-        _check_positive("channels", *channels, at_least=1)
-        _check_positive("latent and hidden", latent, hidden)
-        factor = 2 ** len(channels)
-        if h % factor or w % factor:
-            raise DataError(
-                f"ConvVAE: an image of {h}x{w} pixels cannot be halved {len(channels)} times (channels={channels}). "
-                f"Expected height and width divisible by {factor}: pass fewer channels, pad the images, or use MLPVAE."
-            )
-        small = (channels[-1], h // factor, w // factor)
-
-        down: list[nn.Module] = []
-        for n_in, n_out in zip((c, *channels), channels, strict=False):
-            down += [nn.Conv2d(n_in, n_out, 4, stride=2, padding=1), nn.ReLU()]
-        encoder = nn.Sequential(*down, nn.Flatten(), nn.Linear(math.prod(small), hidden), nn.ReLU())
-
-        up: list[nn.Module] = []
-        for n_in, n_out in zip(channels[::-1], (*channels[-2::-1], c), strict=True):
-            up += [nn.ConvTranspose2d(n_in, n_out, 4, stride=2, padding=1), nn.ReLU()]
+        channels, small = halvings(image_shape, channels)
+        check_positive("latent and hidden", latent, hidden)
+        encoder = nn.Sequential(
+            *halving(image_shape[0], channels), nn.Flatten(), nn.Linear(math.prod(small), hidden), nn.ReLU()
+        )
         decoder = nn.Sequential(
-            *_linear_relu((latent, hidden, math.prod(small))), nn.Unflatten(1, small), *up[:-1], nn.Sigmoid()
+            *_linear_relu((latent, hidden, math.prod(small))),
+            nn.Unflatten(1, small),
+            *doubling(channels, image_shape[0]),
+        )
+        super().__init__(encoder, decoder, hidden, latent)
+
+
+class ResidualVAE(GaussianVAE):
+    """A `ConvVAE` with a residual block, ``h + Conv2d 3x3 (ReLU (Conv2d 3x3 (ReLU h)))``, at each size of the maps.
+
+    ``encoder``: (Conv2d 4x4 stride 2, Residual, ReLU) per entry of `channels`, Flatten, Linear, ReLU. ``decoder``: Linear,
+    ReLU, Linear, ReLU, Unflatten, then (Residual, ReLU, ConvTranspose2d 4x4 stride 2) back up, followed by Sigmoid.
+
+    Args:
+        image_shape: (channels, height, width) of one image.
+        latent: number of latent dimensions.
+        channels: output channels of each halving. Default: as for `ConvVAE`.
+        hidden: width of the linear layer between the maps and the latents.
+
+    Raises:
+        DataError: if a size is not positive, or the image cannot be halved `len(channels)` times.
+
+    Source: residual blocks: He et al. 2016 (arXiv 1603.05027), without normalisation.
+
+    Example:
+        >>> ResidualVAE(image_shape=(1, 8, 8), latent=3).decode(torch.zeros(5, 3)).shape
+        torch.Size([5, 1, 8, 8])
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int] = (3, 64, 64),
+        latent: int = 8,
+        channels: Sequence[int] | None = None,
+        hidden: int = 128,
+    ) -> None:
+        channels, small = halvings(image_shape, channels)
+        check_positive("latent and hidden", latent, hidden)
+        encoder = nn.Sequential(
+            *halving(image_shape[0], channels, residual=True),
+            nn.Flatten(),
+            nn.Linear(math.prod(small), hidden),
+            nn.ReLU(),
+        )
+        decoder = nn.Sequential(
+            *_linear_relu((latent, hidden, math.prod(small))),
+            nn.Unflatten(1, small),
+            *doubling(channels, image_shape[0], residual=True),
         )
         super().__init__(encoder, decoder, hidden, latent)
 
@@ -138,10 +168,10 @@ class MLPVAE(GaussianVAE):
     def __init__(
         self, image_shape: Sequence[int] = (1, 8, 8), latent: int = 8, hidden: Sequence[int] = (128, 64)
     ) -> None:
-        shape = _checked_shape(image_shape)
+        shape = checked_shape(image_shape)
         widths = (math.prod(shape), *hidden)
-        _check_positive("hidden", *hidden, at_least=1)
-        _check_positive("latent", latent)
+        check_positive("hidden", *hidden, at_least=1)
+        check_positive("latent", latent)
 
         encoder = nn.Sequential(nn.Flatten(), *_linear_relu(widths))
         decoder = nn.Sequential(
@@ -153,68 +183,60 @@ class MLPVAE(GaussianVAE):
         super().__init__(encoder, decoder, widths[-1], latent)
 
 
-ARCHITECTURES: Mapping[str, type[GaussianVAE]] = {"ConvVAE": ConvVAE, "MLPVAE": MLPVAE}
+class Residual(nn.Module):
+    """``h + second(act(first(ReLU h)))``: maps of the same size and channels, `[n, width, h, w]`."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.relu = nn.ReLU()
+        self.first, self.act = nn.Conv2d(width, width, 3, padding=1), nn.ReLU()
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """The maps, and what the block adds to them."""
+        return h + self.second(self.act(self.first(self.relu(h))))
 
 
-def build(architecture: str, arguments: Mapping[str, Any], generator: torch.Generator) -> GaussianVAE:
-    """Make one of `ARCHITECTURES` with weights drawn from `generator`.
-
-    Weights and biases are U(-1/sqrt(fan_in), 1/sqrt(fan_in)), torch's own default for these layers. torch's global
-    random state is neither used nor advanced.
-
-    Args:
-        architecture: "ConvVAE" or "MLPVAE".
-        arguments: keyword arguments of its constructor.
-        generator: on the CPU; advanced.
+def halvings(
+    image_shape: Sequence[int], channels: Sequence[int] | None
+) -> tuple[tuple[int, ...], tuple[int, int, int]]:
+    """The channels of each halving of an image, chosen if None, and the shape of the maps that are left.
 
     Raises:
-        DataError: if the architecture or one of its arguments is unknown or unfit.
+        DataError: if a size is not positive, or the image cannot be halved so often.
 
     Example:
-        >>> one, two = (build("MLPVAE", {"latent": 2}, torch.Generator().manual_seed(0)) for _ in range(2))
-        >>> torch.equal(one.fc_mu.weight, two.fc_mu.weight)
-        True
+        >>> halvings((3, 64, 64), None), halvings((1, 8, 8), None)
+        (((16, 32, 32, 32), (32, 4, 4)), ((16,), (16, 4, 4)))
     """
-    module = empty(architecture, arguments).to_empty(device="cpu")
-    with torch.no_grad():
-        for layer in module.modules():
-            if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
-                bound = 1 / math.sqrt(layer.weight[0].numel())
-                layer.weight.uniform_(-bound, bound, generator=generator)
-                if layer.bias is not None:
-                    layer.bias.uniform_(-bound, bound, generator=generator)
-    return module
+    _, h, w = checked_shape(image_shape)
+    channels = _default_channels(h, w) if channels is None else tuple(channels)
+    check_positive("channels", *channels, at_least=1)
+    factor = 2 ** len(channels)
+    if h % factor or w % factor:
+        raise DataError(
+            f"an image of {h}x{w} pixels cannot be halved {len(channels)} times (channels={channels}). Expected height "
+            f"and width divisible by {factor}: pass fewer channels, pad the images, or use MLPVAE."
+        )
+    return channels, (channels[-1], h // factor, w // factor)
 
 
-def complete(architecture: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments with the constructor's defaults filled in, so that a record outlives a change of defaults.
-
-    Raises:
-        DataError: if the architecture or an argument is unknown.
-
-    Example:
-        >>> complete("MLPVAE", {"latent": 2})
-        {'image_shape': (1, 8, 8), 'latent': 2, 'hidden': (128, 64)}
-    """
-    if architecture not in ARCHITECTURES:
-        raise DataError(f"Unknown architecture {architecture!r}. Known: {', '.join(ARCHITECTURES)}.")
-    try:
-        bound = inspect.signature(ARCHITECTURES[architecture]).bind(**arguments)
-    except TypeError as error:
-        raise DataError(f"{architecture} cannot be built from {dict(arguments)}: {error}.") from error
-    bound.apply_defaults()
-    return bound.arguments
+def halving(n_in: int, channels: Sequence[int], *, residual: bool = False) -> list[nn.Module]:
+    """Layers that halve an image once per entry of `channels`: Conv2d 4x4 stride 2, (Residual,) ReLU."""
+    layers: list[nn.Module] = []
+    for n_before, n_out in itertools.pairwise((n_in, *channels)):
+        block = [Residual(n_out)] if residual else []
+        layers += [nn.Conv2d(n_before, n_out, 4, stride=2, padding=1), *block, nn.ReLU()]
+    return layers
 
 
-def empty(architecture: str, arguments: Mapping[str, Any]) -> GaussianVAE:
-    """One of `ARCHITECTURES` on torch's meta device: shapes without weights, no random number drawn.
-
-    Raises:
-        DataError: if the architecture or one of its arguments is unknown or unfit.
-    """
-    arguments = complete(architecture, arguments)
-    with torch.device("meta"):
-        return ARCHITECTURES[architecture](**arguments)
+def doubling(channels: Sequence[int], n_out: int, *, residual: bool = False) -> list[nn.Module]:
+    """Layers from the smallest maps back to an image in (0, 1): (Residual, ReLU,) ConvTranspose2d 4x4 stride 2, ReLU."""
+    layers: list[nn.Module] = []
+    for n_before, n_after in itertools.pairwise((*channels[::-1], n_out)):
+        block = [Residual(n_before), nn.ReLU()] if residual else []
+        layers += [*block, nn.ConvTranspose2d(n_before, n_after, 4, stride=2, padding=1), nn.ReLU()]
+    return [*layers[:-1], nn.Sigmoid()]
 
 
 def _linear_relu(widths: Sequence[int]) -> list[nn.Module]:
@@ -230,14 +252,24 @@ def _default_channels(height: int, width: int) -> tuple[int, ...]:
     return _CHANNELS[: max(halvings, 1)]
 
 
-def _checked_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:
+def checked_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:
+    """The shape of an image as whole numbers.
+
+    Raises:
+        DataError: if it is not three positive sizes.
+    """
     if len(image_shape) != 3:
         raise DataError(f"image_shape={tuple(image_shape)}: expected (channels, height, width).")
     c, h, w = (int(size) for size in image_shape)
-    _check_positive("image_shape", c, h, w)
+    check_positive("image_shape", c, h, w)
     return c, h, w
 
 
-def _check_positive(name: str, *sizes: int, at_least: int = 0) -> None:
+def check_positive(name: str, *sizes: int, at_least: int = 0) -> None:
+    """Refuse fewer than `at_least` sizes, or one below 1.
+
+    Raises:
+        DataError: names them.
+    """
     if len(sizes) < at_least or any(size < 1 for size in sizes):
         raise DataError(f"{name}: got {sizes}, expected positive sizes.")

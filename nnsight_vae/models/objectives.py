@@ -7,7 +7,9 @@ In nats per image, so `beta` means what it means in the papers and numbers of di
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import DataError
+from .networks import GaussianVAE
+
+if TYPE_CHECKING:
+    from .adversary import Adversary
+    from .checkpoints import Run
 
 LIKELIHOODS = ("bernoulli", "gaussian")
 
@@ -23,7 +30,7 @@ LIKELIHOODS = ("bernoulli", "gaussian")
 class Objective:
     """The weights of a training loss: ``reconstruction + beta * KL + label_weight * labels``.
 
-    A VAE has ``beta=1``, a beta-VAE a larger one, a labelled VAE a positive `label_weight`. What matters to the latents
+    Base of the other families (see `families`), which add terms of their own and say what a step does besides. A VAE has ``beta=1``, a beta-VAE a larger one, a labelled VAE a positive `label_weight`. What matters to the latents
     is beta times the scale of the likelihood: Gaussian with beta = 4 and sd = .1 trains the same as beta = 1, sd = .2.
 
     Attributes:
@@ -31,6 +38,9 @@ class Objective:
         likelihood: of a pixel given its reconstruction: "bernoulli" or "gaussian".
         sd: standard deviation of a pixel under the Gaussian likelihood, in image units.
         label_weight: nats per squared standard deviation of a labelled factor.
+        weights: names of the fields that must be finite and >= 0.
+        columns: what is logged: the loss, its terms, and what else a family tells.
+        trains: the networks it is for.
 
     Raises:
         DataError: if a weight is negative or not finite, or the likelihood is unknown.
@@ -43,6 +53,10 @@ class Objective:
         ('beta-vae', 'labelled-vae')
     """
 
+    weights: ClassVar[tuple[str, ...]] = ("beta", "label_weight")
+    columns: ClassVar[tuple[str, ...]] = ("loss", "reconstruction", "kl", "labels")
+    trains: ClassVar[type[torch.nn.Module]] = GaussianVAE
+
     beta: float = 1.0
     likelihood: str = "bernoulli"
     sd: float = 1.0
@@ -51,10 +65,10 @@ class Objective:
     def __post_init__(self) -> None:
         if self.likelihood not in LIKELIHOODS:
             raise DataError(f"Objective: unknown likelihood {self.likelihood!r}. Known: {', '.join(LIKELIHOODS)}.")
-        for name in ("beta", "label_weight"):
+        for name in self.weights:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
-                raise DataError(f"Objective: {name}={value}, expected a finite number >= 0.")
+                raise DataError(f"{type(self).__name__}: {name}={value}, expected a finite number >= 0.")
         if not (math.isfinite(self.sd) and self.sd > 0):
             raise DataError(f"Objective: sd={self.sd}, expected a finite number > 0.")
 
@@ -64,6 +78,11 @@ class Objective:
         if self.label_weight > 0:
             return "labelled-vae"
         return "vae" if self.beta == 1 else "beta-vae"
+
+    @property
+    def kl_weight(self) -> float:
+        """Weight of the KL divergence in the loss: beta, where a family does not use that name for something else."""
+        return self.beta
 
     def losses(
         self,
@@ -81,15 +100,48 @@ class Objective:
         """
         fit = reconstruction_loss(reconstruction, x, self.likelihood, self.sd).mean()
         kl = gaussian_kl(mu, logvar).sum(1).mean()
-        return Losses(fit + self.beta * kl, fit, kl)
+        return Losses(fit + self.kl_weight * kl, fit, kl)
 
+    def adversary(self, latent: int, generator: torch.Generator) -> Adversary | None:
+        """What is trained beside the VAE, with weights drawn from `generator`; None but for FactorVAE."""
+        return None
 
-# By name, as on the command line. Gaussian with a small sd since Bernoulli nats are few on small grey images: on 8x8
-# digits Bernoulli with beta = 4 collapses (no latent carries anything, KL 0), this one keeps every latent in use.
-OBJECTIVES = {
-    "vae": Objective(likelihood="gaussian", sd=0.1),
-    "beta-vae": Objective(beta=4.0, likelihood="gaussian", sd=0.1),
-}
+    def minibatch(self, run: Run, x: Float[Tensor, "n c h w"], images: int) -> tuple[dict[str, Tensor], Tensor]:
+        """The losses of one minibatch by column, `loss` being what is minimised, and its latents; draws the noise.
+
+        Args:
+            run: module, adversary and generator.
+            x: images in [0, 1].
+            images: size of the training set.
+
+        Raises:
+            NnsightVaeError: if the reconstruction is not finite.
+        """
+        module = run.module
+        eps = torch.randn(len(x), module.fc_mu.out_features, generator=run.generator).to(x)
+        reconstruction, mu, logvar = module(x, eps)
+        run.require_finite(reconstruction)
+        losses = self.losses(reconstruction, x, mu, logvar)
+        z = mu + torch.exp(0.5 * logvar) * eps
+        weighted, terms = self.penalty(run, z, mu, logvar, images)
+        total = losses.total if weighted is None else losses.total + weighted
+        return {"loss": total, "reconstruction": losses.reconstruction, "kl": losses.kl, **terms}, z
+
+    def penalty(
+        self, run: Run, z: Tensor, mu: Tensor, logvar: Tensor, images: int
+    ) -> tuple[Float[Tensor, ""] | None, dict[str, Tensor]]:
+        """What the loss has beside reconstruction and ``beta * KL``, weighted, and the terms to log; here nothing."""
+        return None, {}
+
+    def after_step(self, run: Run, latents: Tensor, more: Callable[[], Tensor]) -> dict[str, Tensor]:
+        """What is done after the VAE's own step, and what to log of it; here nothing.
+
+        Args:
+            run: as in `minibatch`.
+            latents: of that minibatch, as `minibatch` returned them.
+            more: draws another minibatch of images.
+        """
+        return {}
 
 
 @dataclass(frozen=True)
@@ -97,7 +149,7 @@ class Losses:
     """Losses of one batch, in nats per image.
 
     Attributes:
-        total: ``reconstruction + beta * kl``; at ``beta=1`` the negative ELBO.
+        total: ``reconstruction + kl_weight * kl``; at weight 1 the negative ELBO.
         reconstruction: ``E_n[-log p(x|z)]``.
         kl: ``E_n[KL(q(z|x) || N(0, I))]``, unweighted.
     """
@@ -105,6 +157,24 @@ class Losses:
     total: Float[Tensor, ""]
     reconstruction: Float[Tensor, ""]
     kl: Float[Tensor, ""]
+
+
+def summed_beta(beta: float, pixels: int = 1, latents: int = 1) -> float:
+    """The beta, in this convention, of a loss that averages over pixels or latents: ``beta * pixels / latents``.
+
+    ``mean_pixels(-log p) + beta * mean_latents(KL)`` is ``sum(-log p) + (beta * pixels / latents) * sum(KL)`` over `pixels`.
+    A squared error without its factor 1/2 is the Gaussian likelihood of sd = sqrt(1/2), with it, of sd = 1.
+
+    Args:
+        beta: of the other loss.
+        pixels: values of an image where the other loss averages over them, channels included; 1 where it sums.
+        latents: latents where the other loss averages the KL over them; 1 where it sums.
+
+    Example:
+        >>> summed_beta(1.0, pixels=3 * 64 * 64, latents=6)   # what beta = 1 means to disent by default
+        2048.0
+    """
+    return beta * pixels / latents
 
 
 def gaussian_kl(mu: Float[Tensor, "n latent"], logvar: Float[Tensor, "n latent"]) -> Float[Tensor, "n latent"]:

@@ -16,11 +16,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import DataError, NnsightVaeError
+from ..errors import DataError
+from .architectures import ARCHITECTURES, build, complete
 from .checkpoints import Run, load_run, save_results, save_run
 from .interrupt import deferred_interrupt
-from .networks import GaussianVAE, build, complete
+from .networks import GaussianVAE
 from .objectives import Objective, label_loss, standardise
+from .vq import VQVAE
 
 FORMAT = "nnsight-vae/model@1"
 _LOG_EVERY = 50
@@ -46,7 +48,7 @@ class Labels:
 class Trained:
     """A finished training: the module in eval mode, and the record that is saved as config.json."""
 
-    module: GaussianVAE
+    module: GaussianVAE | VQVAE
     config: dict[str, Any]
 
 
@@ -79,7 +81,7 @@ def train(
     Args:
         images: `[n, c, h, w]`, uint8 in 0-255 (kept so, converted by the batch) or floats in [0, 1].
         objective: default: that of a VAE.
-        architecture: "ConvVAE" or "MLPVAE".
+        architecture: "ConvVAE", "ResidualVAE", "MLPVAE", or "VQVAE" with the objective of one.
         arguments: of its constructor, such as `latent`; `image_shape` is taken from `images`.
         labels: needed exactly when the objective has a label weight.
         steps: optimiser steps.
@@ -110,6 +112,7 @@ def train(
     _check_images("images", images)
     arguments = complete(architecture, {**(arguments or {}), "image_shape": tuple(images.shape[1:])})
     task = _Task(images, objective or Objective(), labels, steps, batch_size, lr, torch.device(device))
+    _check_trains(task.objective, architecture)
     task.check_labels(arguments["latent"])
 
     settings: dict[str, Any] = {
@@ -125,7 +128,11 @@ def train(
 
     generator = torch.Generator().manual_seed(seed)
     module = build(architecture, arguments, generator).to(task.device)
-    run = Run(module, torch.optim.Adam(module.parameters(), lr=lr), generator)
+    adversary = task.objective.adversary(arguments["latent"], generator)
+    if adversary is not None:
+        adversary.module.to(task.device)
+    optimizer = torch.optim.Adam(module.parameters(), lr=lr)
+    run = Run(module, optimizer, generator, task.objective.columns, adversary)
     folder = None if out is None else _writable(Path(out))
     if folder is not None:
         load_run(folder, run, settings)
@@ -183,22 +190,22 @@ class _Task:
             group["lr"] = self.lr * (
                 _LAST_RATE + (1 - _LAST_RATE) * (1 + math.cos(math.pi * run.step / self.steps)) / 2
             )
-        x = self._batch(self.images, self._rows(self.images, run))
-        eps = torch.randn(len(x), run.module.fc_mu.out_features, generator=run.generator).to(x)
-        reconstruction, mu, logvar = run.module(x, eps)
-        _check_finite(reconstruction, run.step)
-        losses = self.objective.losses(reconstruction, x, mu, logvar)
-        total, label = losses.total, x.new_zeros(())
+        x = self._draw(run)
+        losses, latents = self.objective.minibatch(run, x, len(self.images))
+        losses["labels"] = x.new_zeros(())
         if self.labels is not None:
             rows = self._rows(self.labels.images, run)
             labelled_mu, _ = run.module.encode(self._batch(self.labels.images, rows))
-            label = label_loss(labelled_mu, standardise(self.labels.factors)[0][rows].to(labelled_mu))
-            total = total + self.objective.label_weight * label
-        _check_finite(total, run.step)
+            losses["labels"] = label_loss(labelled_mu, standardise(self.labels.factors)[0][rows].to(labelled_mu))
+            losses["loss"] = losses["loss"] + self.objective.label_weight * losses["labels"]
+        run.require_finite(losses["loss"])
         run.optimizer.zero_grad()
-        total.backward()
+        losses["loss"].backward()
         run.optimizer.step()
-        run.count(torch.stack([total, losses.reconstruction, losses.kl, label]))
+        run.count(losses | self.objective.after_step(run, latents, lambda: self._draw(run)))
+
+    def _draw(self, run: Run) -> Tensor:
+        return self._batch(self.images, self._rows(self.images, run))
 
     def _rows(self, images: Tensor, run: Run) -> Tensor:
         return torch.randint(len(images), (self.batch_size,), generator=run.generator)
@@ -208,12 +215,10 @@ class _Task:
         return x.float() / 255 if x.dtype == torch.uint8 else x.float()
 
 
-def _check_finite(values: Tensor, step: int) -> None:
-    if not torch.isfinite(values).all():
-        raise NnsightVaeError(
-            f"Training diverged: not finite any more at step {step}. Lower lr. If an output folder was given, its "
-            "checkpoint is from before."
-        )
+def _check_trains(objective: Objective, architecture: str) -> None:
+    if not issubclass(ARCHITECTURES[architecture], objective.trains):
+        fit = [name for name, network in ARCHITECTURES.items() if issubclass(network, objective.trains)]
+        raise DataError(f"The objective {objective.name} does not train {architecture}, expected {' or '.join(fit)}.")
 
 
 def _check_counts(**counts: int) -> None:
@@ -274,7 +279,7 @@ def _progress_bar(shown: bool, run: Run, steps: int) -> Iterator[Callable[[], No
         task = bar.add_task("", total=steps, completed=run.step)
 
         def advance() -> None:
-            loss = "loss {loss:.1f} nats, KL {kl:.1f}".format(**run.history[-1]) if run.history else ""
+            loss = ", ".join(f"{name} {run.history[-1][name]:.1f}" for name in run.columns[:3]) if run.history else ""
             bar.update(task, completed=run.step, description=loss)
 
         yield advance

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from nnsight_vae.attribution.aligned import Aligned, aligned
@@ -238,7 +238,7 @@ def pearson(a: Float[np.ndarray, "*cells unit"], b: Float[np.ndarray, "*cells un
     a, b = (x - x.mean(axis=-1, keepdims=True) for x in (a, b))
     size = np.sqrt((a * a).sum(axis=-1) * (b * b).sum(axis=-1))
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.clip((a * b).sum(axis=-1) / size, -1.0, 1.0)
+        return np.asarray(np.clip((a * b).sum(axis=-1) / size, -1.0, 1.0))
 
 
 def top_overlap(
@@ -246,7 +246,7 @@ def top_overlap(
 ) -> Float[np.ndarray, "*cells"]:
     """Share of the k largest |b| that are among the k largest |a|; its expectation where ties are broken at random."""
     first, second = (_among_largest(np.abs(x), k) for x in (a, b))
-    return (first * second).sum(axis=-1) / k
+    return np.asarray((first * second).sum(axis=-1) / k)
 
 
 def _among_largest(size: Float[np.ndarray, "*cells unit"], k: int) -> Float[np.ndarray, "*cells unit"]:
@@ -257,8 +257,8 @@ def _among_largest(size: Float[np.ndarray, "*cells unit"], k: int) -> Float[np.n
     return above + level * places / level.sum(axis=-1, keepdims=True)
 
 
-def _is_constant(values: Float[np.ndarray, "*cells unit"]) -> np.ndarray:
-    return np.ptp(values, axis=-1) <= _CONSTANT * np.abs(values).max(axis=-1)
+def _is_constant(values: Float[np.ndarray, "*cells unit"]) -> Bool[np.ndarray, "*cells"]:
+    return np.asarray(np.ptp(values, axis=-1) <= _CONSTANT * np.abs(values).max(axis=-1))
 
 
 def _resampled_sums(

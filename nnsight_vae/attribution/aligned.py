@@ -113,7 +113,7 @@ def _from_array(attributions: Any, effects: Effects) -> tuple[str, Float[np.ndar
 
 
 def _of_units(
-    array: Float[np.ndarray, "n target unit *grid"], units: tuple[str, ...], record: Record | None
+    array: Float[np.ndarray, "n target channel *grid"], units: tuple[str, ...], record: Record | None
 ) -> Float[np.ndarray, "unit target pair"]:
     """The attributions of the units by their names; without names to go by, one column a unit in the effects' order."""
     if array.ndim == 3 and record is None:

@@ -71,11 +71,11 @@ class LatentShapley(VAEAttribution):
     @log_usage()
     def attribute(
         self,
-        inputs: Float[Tensor, "n *latent"],
+        inputs: Any,
         baselines: Any = None,
         target: Any = None,
         additional_forward_args: Any = None,
-        feature_mask: Int[Tensor, "*latent"] | None = None,
+        feature_mask: Int[Tensor, "..."] | None = None,
         *,
         method: Method = "auto",
         n_samples: int = 100,
@@ -87,7 +87,7 @@ class LatentShapley(VAEAttribution):
         """Shapley value of every latent, for one target or for all.
 
         Args:
-            inputs: latents z.
+            inputs: latents z `[n, *latent]`.
             baselines: what a latent outside the set is replaced by; the prior mean 0 where not given (see `resolve_baseline`).
             target: a target's name or number; None: all of them.
             additional_forward_args: which example each row is; only where interventions differ by example.

@@ -32,7 +32,7 @@ Method = Literal["ig", "gradient x delta"]
 def unit_attributions(
     vae: VAE,
     pairs: Pairs,
-    sites: Sequence[Key] | None = None,
+    sites: Sequence[Key | tuple[Key, ...]] | None = None,
     *,
     readout: Readout,
     method: Method = "ig",

@@ -19,6 +19,12 @@ FILES = [
     "testing",
     "effects",
     "mediation_result",
+    "mediation_intervals",
+    "matching",
+    "attribution_shapley",
+    "attribution_agreement",
+    "attribution_jacobian",
+    "attribution_shift",
     "metrics_causal",
     "scm",
     "pairs",
@@ -29,7 +35,7 @@ FILES = [
     "posterior",
     "export",
 ]
-ON_PURPOSE = ["refus", "bad", "cannot", "few_clusters", "slabs", "two_valued"]
+ON_PURPOSE = ["refus", "bad", "cannot", "few_clusters", "slabs", "two_valued", "compared", "maps_say"]
 
 
 @pytest.mark.slow

@@ -23,6 +23,14 @@ DESIGN = [
     "perturb_latents",
     "patch_activations",
     "mediate",
+    "path_effects",
+    "shapley_mediators",
+    "sequential_mediators",
+    "Proportion",
+    "Doses",
+    "DoseResponse",
+    "dose_response",
+    "latent_metrics",
     "score_edges",
     "extract_circuit",
     "export",
@@ -55,10 +63,24 @@ NESTED = [
     "metrics.causal_effect_strength",
     "metrics.intervention_specificity",
     "metrics.circuit_modularity",
+    "metrics.latent_response_matrix",
+    "metrics.activity",
+    "attribution.captum_forward",
+    "attribution.captum_layer",
+    "attribution.agreement",
+    "attribution.LatentIntegratedGradients",
+    "attribution.LatentConductance",
+    "attribution.LatentGradCam",
+    "attribution.LatentShapley",
+    "attribution.DecoderIntegratedGradients",
+    "attribution.DecoderJacobian",
+    "attribution.LatentShift",
+    "attribution.LabelFree",
     "readouts.Pixels",
     "readouts.Region",
     "readouts.Factors",
     "readouts.Latents",
+    "readouts.Reencoded",
     "models.train",
     "models.ConvVAE",
     "models.MLPVAE",
@@ -75,7 +97,7 @@ def test_every_public_name_is_where_the_design_says(name):
 
 
 def test_every_listed_name_can_be_loaded():
-    for package in (nv, nv.causal, nv.circuits, nv.datasets, nv.metrics, nv.models, nv.report):
+    for package in (nv, nv.attribution, nv.causal, nv.circuits, nv.datasets, nv.metrics, nv.models, nv.report):
         for name in package.__all__:
             assert getattr(package, name) is not None
 

@@ -6,6 +6,7 @@ import importlib
 import re
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from nnsight_vae.errors import AdapterError, DataError
@@ -30,7 +31,7 @@ def load(spec: str | Path, weights: str | Path | None = None) -> VAE:
         >>> load("pendulum-beta-vae").sites["latent.z"].n_units
         8
     """
-    from nnsight_vae.models import load_module
+    from nnsight_vae.models import load_module, read_record
 
     match = _FACTORY.match(str(spec))
     if match is None:
@@ -38,7 +39,9 @@ def load(spec: str | Path, weights: str | Path | None = None) -> VAE:
             raise DataError(
                 f"weights= goes with a factory ('package.module:factory'); {str(spec)!r} brings its own weights."
             )
-        return VAE(load_module(spec))
+        module = load_module(spec)
+        # Of its own image size: a network of convolutions alone would run any, and its sites would be those of a guess.
+        return VAE(module, example=torch.zeros(1, *read_record(spec)["arguments"]["image_shape"]))
     made = _make(match["module"], match["function"], str(spec))
     if weights is not None:
         from nnsight_vae.models import load_weights

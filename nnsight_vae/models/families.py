@@ -77,8 +77,9 @@ class FactorObjective(Objective):
 
     def adversary(self, latent: int, generator: torch.Generator) -> Adversary:
         """The discriminator, with weights drawn from `generator`."""
-        discriminator = Discriminator(latent, self.hidden)
-        draw_weights(discriminator, generator)
+        with torch.device("meta"):  # where layers are made without torch's global random state
+            discriminator = Discriminator(latent, self.hidden)
+        draw_weights(discriminator.to_empty(device="cpu"), generator)
         return Adversary.of(discriminator, self.discriminator_lr)
 
     def penalty(

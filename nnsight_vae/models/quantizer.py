@@ -42,7 +42,7 @@ class VectorQuantizer(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """Codes `[n, channels, ...]` in the place of encodings `[n, channels, ...]`."""
-        q = self.codebook[nearest_code(h, self.codebook)].movedim(-1, 1)
+        q = self.codebook.detach()[nearest_code(h, self.codebook)].movedim(-1, 1)
         return q + (h - h.detach())  # plus exactly 0, which carries the gradient: h + (q - h) would round
 
     @torch.no_grad()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, UInt8
@@ -84,6 +84,7 @@ def build_model(name: str, out: Path, work: Path, steps: int = _STEPS, progress:
         out=work / name,
         progress=progress,
     )
+    module = cast(GaussianVAE, trained.module)  # no recipe is of a VQ-VAE
     record = {
         "name": name,
         "description": recipe.description,
@@ -91,8 +92,8 @@ def build_model(name: str, out: Path, work: Path, steps: int = _STEPS, progress:
         "images": "do(all factors), independent" if recipe.labelled else "observational",
         "seeds": {"images": _TRAINING_SEED, "labelled_images": _LABEL_SEED, "held_out_images": _HELD_OUT_SEED},
         "held_out": {
-            "observational": measure(trained.module, data, data.sample(_HELD_OUT, _HELD_OUT_SEED)),
-            "independent": measure(trained.module, data, data.sample_independent(_HELD_OUT, _HELD_OUT_SEED)),
+            "observational": measure(module, data, data.sample(_HELD_OUT, _HELD_OUT_SEED)),
+            "independent": measure(module, data, data.sample_independent(_HELD_OUT, _HELD_OUT_SEED)),
         },
     }
     write_tensors(out / f"{name}.safetensors", trained.module.state_dict())

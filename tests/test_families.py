@@ -26,7 +26,7 @@ from nnsight_vae.models import (
     summed_beta,
 )
 from nnsight_vae.models.adversary import Adversary, Discriminator
-from nnsight_vae.models.architectures import build, draw_weights
+from nnsight_vae.models.architectures import NETWORKS, build, draw_weights
 from nnsight_vae.models.families import OBJECTIVES
 from nnsight_vae.models.files import read_tensors
 from nnsight_vae.models.penalties import dip_terms, kl_decomposition, permute_latents
@@ -330,6 +330,29 @@ def test_the_command_line_trains_every_family(tmp_path, words, architecture, cha
     assert config["architecture"] == architecture
     assert config["objective"]["name"] == words[0]
     assert changed.items() <= config["objective"].items()
+
+
+def test_the_large_network_has_the_widths_of_disentanglement_lib_and_lends_them_to_codes(tmp_path):
+    architecture, arguments = NETWORKS["conv-large"]
+    layers = [layer for layer in build(architecture, arguments, torch.Generator()).encoder if hasattr(layer, "weight")]
+    assert [len(layer.weight) for layer in layers] == [32, 32, 64, 64, 256]
+    np.savez(tmp_path / "grey.npz", images=np.zeros((4, 64, 64), np.uint8), factors=np.zeros((4, 1)))
+    for objective, expected in (("vae", arguments), ("vq-vae", {"channels": arguments["channels"]})):
+        call = [
+            "train",
+            "--data",
+            tmp_path / "grey.npz",
+            "--steps",
+            1,
+            "--network",
+            "conv-large",
+            "--objective",
+            objective,
+        ]
+        result = CliRunner().invoke(cli.app, [*map(str, call), "--out", str(tmp_path / objective)])
+        assert result.exit_code == 0, result.output
+        recorded = json.loads((tmp_path / objective / "config.json").read_text())["arguments"]
+        assert {k: tuple(v) if isinstance(v, list) else v for k, v in recorded.items()}.items() >= expected.items()
 
 
 def test_the_command_line_refuses_codes_without_maps(tmp_path):

@@ -37,8 +37,8 @@ class FactorObjective(Objective):
     """FactorVAE: ``reconstruction + beta * KL + gamma * TC``, the TC told by a discriminator.
 
     Each step is one of the VAE and then one of the discriminator, which sees the same latents and permuted ones of a second
-    minibatch, encoded after the VAE's step. Logged besides: the total correlation as the discriminator tells it (which is
-    below the true one as long as it can be told better), and the discriminator's loss, log 2 at chance.
+    minibatch, encoded after the VAE's step. Logged besides: the total correlation as the discriminator tells it, an
+    estimate no better than the discriminator and no bound, and the discriminator's loss, log 2 at chance.
 
     Attributes:
         gamma: weight of the total correlation, >= 0.

@@ -12,8 +12,6 @@ from torch import Tensor
 
 from ..errors import DataError
 
-_LOG_2PI = math.log(2 * math.pi)
-
 
 class KLDecomposition(NamedTuple):
     """The three parts of ``E_x KL(q(z|x) || p(z))``, estimated from a minibatch, in nats per image.
@@ -37,8 +35,9 @@ def kl_decomposition(
     With M latents ``z_i ~ q(z|x_i)`` and N training images, ``log q(z_i) ~ log (1 / (N M)) sum_j q(z_i|x_j)``, and the same
     for one latent alone. The parts sum to ``mean_i [log q(z_i|x_i) - log p(z_i)]`` whatever N.
 
-    The estimator is biased: each ``log q`` is a lower bound in expectation, and of `k` latents the total correlation
-    comes out up to ``(k - 1) log N`` too large. N moves the values by constants only, so gradients do not depend on it.
+    The estimator is biased: each ``log q`` is a lower bound in expectation, and of `k` latents whose posteriors are all
+    alike the total correlation, 0, comes out as ``(k - 1) log N``. N moves the values by constants only, so gradients do
+    not depend on it.
 
     Args:
         z: one sample of the posterior of each image.
@@ -159,4 +158,5 @@ def discriminator_loss(joint: Float[Tensor, " n"], permuted: Float[Tensor, " m"]
 
 
 def _log_normal(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
-    return -0.5 * ((z - mu).square() * torch.exp(-logvar) + logvar + _LOG_2PI)
+    """Log density but for -log(2 pi) / 2, which every part has as often with one sign as with the other."""
+    return -0.5 * ((z - mu).square() * torch.exp(-logvar) + logvar)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -70,7 +71,6 @@ class VectorQuantizer(nn.Module):
         """
         vectors = h.movedim(1, -1).flatten(0, -2)
         nearest = nearest_code(h, self.codebook).flatten()
-        counts = torch.bincount(nearest, minlength=len(self.codebook)).to(vectors)
         usage, sums = moving_codes(vectors, nearest, self.usage, self.sums)
         dead = (usage < DEAD).nonzero().flatten()
         if len(dead):
@@ -80,7 +80,7 @@ class VectorQuantizer(nn.Module):
         self.usage.copy_(usage)
         self.sums.copy_(sums)
         self.codebook.copy_(sums / usage[:, None])
-        return perplexity(counts)
+        return perplexity(F.one_hot(nearest, len(usage)).sum(0))
 
 
 def nearest_code(
@@ -125,8 +125,9 @@ def moving_codes(
         >>> float(usage), float(sums)
         (1.0, 1.5)
     """
-    counts = torch.zeros_like(usage).index_add(0, nearest, torch.ones_like(vectors[:, 0]))
-    totals = torch.zeros_like(sums).index_add(0, nearest, vectors)
+    # A product and no scatter, which on a GPU adds in any order: the same seed is to give the same bits.
+    of_code = F.one_hot(nearest, len(usage)).to(vectors)
+    counts, totals = of_code.sum(0), of_code.T @ vectors
     return decay * usage + (1 - decay) * counts, decay * sums + (1 - decay) * totals
 
 
@@ -144,11 +145,11 @@ def commitment_loss(
     return (h - q.detach()).square().flatten(1).sum(1).mean()
 
 
-def perplexity(counts: Float[Tensor, " code"]) -> Float[Tensor, ""]:
+def perplexity(counts: Int[Tensor, " code"]) -> Float[Tensor, ""]:
     """How many codes are in use, effectively: ``exp(-sum_k p_k log p_k)`` with ``p = counts / sum``; 1 to K.
 
     Example:
-        >>> float(perplexity(torch.tensor([3.0, 3.0, 0.0])))
+        >>> float(perplexity(torch.tensor([3, 3, 0])))
         2.0
     """
     share = counts / counts.sum()

@@ -76,11 +76,11 @@ def train(
     lets the current step finish; a second Ctrl-C does not). The same call then continues where it stopped and ends, on
     the same machine with the same number of threads, with the bits of an uninterrupted run; on a finished folder it
     returns the finished model. `out` receives `model.safetensors`, `config.json` (what `load_module` reads),
-    `losses.csv` (means over 50 steps, nats per image) and `checkpoint.safetensors`.
+    `losses.csv` (means over 50 steps of what the objective logs, losses in nats per image) and `checkpoint.safetensors`.
 
     Args:
         images: `[n, c, h, w]`, uint8 in 0-255 (kept so, converted by the batch) or floats in [0, 1].
-        objective: default: that of a VAE.
+        objective: one of `families.OBJECTIVES`, or made from its class; default: that of a VAE.
         architecture: "ConvVAE", "ResidualVAE", "MLPVAE", or "VQVAE" with the objective of one.
         arguments: of its constructor, such as `latent`; `image_shape` is taken from `images`.
         labels: needed exactly when the objective has a label weight.

@@ -193,6 +193,16 @@ def adversary(lr: float = 0.01) -> Adversary:
         return Adversary.of(Discriminator(2, (16, 16)), lr)
 
 
+def test_the_discriminator_is_layers_of_leaky_relus_and_one_logit():
+    module, z = Discriminator(2, (4, 3)), correlated(5)[0].float()
+    (a, b), (c, d), (e, f) = ((layer.weight, layer.bias) for layer in module if isinstance(layer, torch.nn.Linear))
+    assert (a.shape, c.shape, e.shape) == ((4, 2), (3, 4), (1, 3))
+    h = z @ a.T + b
+    assert (h < 0).any()
+    h = torch.where(h > 0, h, 0.2 * h) @ c.T + d
+    torch.testing.assert_close(module(z), (torch.where(h > 0, h, 0.2 * h) @ e.T + f)[:, 0])
+
+
 def test_a_step_of_the_discriminator_is_adams_on_its_loss_alone():
     z, others = correlated(40)[0].float().requires_grad_(), correlated(30, seed=1)[0].float().requires_grad_()
     ours, twin = adversary(), adversary()

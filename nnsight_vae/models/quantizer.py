@@ -73,9 +73,8 @@ class VectorQuantizer(nn.Module):
         nearest = nearest_code(h, self.codebook).flatten()
         usage, sums = moving_codes(vectors, nearest, self.usage, self.sums)
         dead = (usage < DEAD).nonzero().flatten()
-        if len(dead):
-            drawn = torch.randint(len(vectors), (len(dead),), generator=generator).to(vectors.device)
-            usage[dead], sums[dead] = 1.0, vectors[drawn]
+        drawn = torch.randint(len(vectors), (len(dead),), generator=generator).to(vectors.device)
+        usage[dead], sums[dead] = 1.0, vectors[drawn]
         # In place: whoever holds the codebook (an adapter, a trace) goes on holding the current one.
         self.usage.copy_(usage)
         self.sums.copy_(sums)

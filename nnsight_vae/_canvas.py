@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
+    from matplotlib.ticker import Formatter
 
 
 def new_figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
@@ -34,9 +37,15 @@ def diverging() -> Colormap:
     return LinearSegmentedColormap.from_list("lowers-raises", stops)
 
 
-def title(axes: Axes, text: str, note: str = "") -> None:
-    """A title on the left and a fainter note behind it."""
-    axes.set_title(text + (f"  ({note})" if note else ""), loc="left", fontsize=9, color=INK, parse_math=False)
+_TITLE_LETTER = 0.078  # inches: mean width of a letter of a title
+
+
+def title(axes: Axes, text: str, note: str = "", width: float | None = None) -> None:
+    """A title on the left and a note behind it, in as many lines as it takes where the width, in inches, is given."""
+    whole = text + (f"  ({note})" if note else "")
+    if width is not None:
+        whole = textwrap.fill(whole, int(width / _TITLE_LETTER), break_long_words=False, break_on_hyphens=False)
+    axes.set_title(whole, loc="left", fontsize=9, color=INK, parse_math=False)
 
 
 def quiet(axes: Axes) -> None:
@@ -97,6 +106,19 @@ def figure_bytes(figure: Figure, file_format: str) -> bytes:
             buffer, format=file_format, dpi=200, bbox_inches="tight", facecolor="white", metadata=metadata[file_format]
         )
     return buffer.getvalue()
+
+
+def power_of_ten(limit: float) -> tuple[float, str]:
+    """The unit in which numbers up to `limit` show two digits or more, and what to call it: nothing where it is 1."""
+    power = 0 if 0.1 <= limit < 1000 else math.floor(math.log10(limit))
+    return 10.0**power, f", in 1e{power}" if power else ""
+
+
+def scaled_ticks(unit: float) -> Formatter:
+    """Tick labels in a unit of their own."""
+    from matplotlib.ticker import FuncFormatter
+
+    return FuncFormatter(lambda value, _: f"{value / unit:.6g}".replace("-", "\N{MINUS SIGN}"))
 
 
 def signed(value: float) -> str:

@@ -21,7 +21,9 @@ from nnsight_vae._canvas import (
     figure_bytes,
     name_ticks,
     new_figure,
+    power_of_ten,
     quiet,
+    scaled_ticks,
     show,
     signed,
     title,
@@ -60,7 +62,8 @@ DEAD_KL = 0.01  # nats: a latent below carries next to nothing
 def plot_effects(effects: Effects, top: int = 30) -> tuple[Figure, Axes]:
     """Heat map of mean effects: units down, targets across, one symmetric colour scale; for one target, dots and intervals.
 
-    Cells that passed `Effects.significant` carry a dot. With few targets every cell shows its number.
+    Cells that passed `Effects.significant` carry a dot. With few targets every cell shows its number, in the unit that the
+    colour bar names. Of one target, blue raises and orange lowers, clear of 0; grey is neither.
 
     Args:
         effects: what interventions did, from any of the four levels.
@@ -80,8 +83,9 @@ def plot_effects(effects: Effects, top: int = 30) -> tuple[Figure, Axes]:
     longest, longest_target = max(len(effects.units[i]) for i in rows), max(map(len, effects.targets))
     cell = min(max(0.6, 0.08 * longest_target), 1.2)  # inches
     width = max(3.5, min(cell * n_targets, 9.0))  # room for the title above a single column
-    figure = new_figure(1.5 + 0.075 * longest + width, 1.2 + 0.24 * len(rows))
+    figure = new_figure(1.5 + 0.075 * longest + width, 1.2 + 0.24 * max(len(rows), 5))
     axes = figure.add_subplot()
+    unit, unit_name = power_of_ten(limit)
     image = axes.imshow(values, cmap=diverging(), vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
     name_ticks(axes.yaxis, [effects.units[i] for i in rows])
     if n_targets <= 24:
@@ -101,41 +105,48 @@ def plot_effects(effects: Effects, top: int = 30) -> tuple[Figure, Axes]:
     if n_targets <= 8:
         for (i, j), value in np.ndenumerate(values):
             colour = "white" if abs(value) > 0.5 * limit else INK
-            axes.text(j, i, signed(value), ha="center", va="center", fontsize=7, color=colour)
+            axes.text(j, i, signed(value / unit) if value else "0", ha="center", va="center", fontsize=7, color=colour)
     if effects.test:
         passed_rows, passed_columns = np.nonzero(effects.test.passed[rows])
         axes.scatter(passed_columns + 0.42, passed_rows - 0.3, s=9, color=INK, edgecolors="white", linewidths=0.5)
     shown = f"showing {len(rows)} of {len(effects.units)} units" if len(rows) < len(effects.units) else ""
-    title(axes, effects.estimand, shown)
+    title(axes, effects.estimand, shown, width=1.2 + width)
     bar = figure.colorbar(image, ax=axes, shrink=min(1.0, 8 / len(rows)), pad=0.02)
-    bar.set_label("mean effect (lowers | raises)", fontsize=8, color=FAINT)
+    bar.formatter = scaled_ticks(unit)
+    bar.set_label(f"mean effect{unit_name} (lowers | raises)", fontsize=8, color=FAINT)
     quiet(bar.ax)
     return figure, axes
 
 
 def _plot_one_target(effects: Effects, rows: np.ndarray) -> tuple[Figure, Axes]:
-    """Means with 95 % bootstrap intervals, one unit a line; filled where the effect passed `significant`, or none was tested."""
+    """Means with 95 % intervals, one unit a line; filled where the effect passed `significant`, or none was tested."""
     mean, shown = effects.mean()[rows, 0], effects.values[rows, 0]
-    figure = new_figure(5.5, 1.0 + 0.2 * len(rows))
+    width, longest = 4.2, max(len(effects.units[i]) for i in rows)
+    figure = new_figure(0.8 + 0.075 * longest + width, 1.0 + 0.2 * len(rows))
     axes = figure.add_subplot()
     passed = effects.test.passed[rows, 0] if effects.test else np.ones(len(rows), dtype=bool)
     places = np.arange(len(rows))
+    low = high = np.zeros(len(rows))
     if effects.n_clusters > 1:
         low, high = mean_interval(shown, effects.groups, effects.source_groups)
         axes.hlines(places, low, high, color=FAINT, linewidth=1.4, zorder=2)
     axes.axvline(0.0, color=FAINT, linewidth=0.6, zorder=1)
-    colours = [RAISES if value > 0 else LOWERS for value in mean]
+    colours = [_colour(*interval) for interval in zip(low, high, strict=True)]
     axes.scatter(mean, places, s=22, c=colours, zorder=3, linewidths=1.2)
     axes.scatter(mean[~passed], places[~passed], s=8, color="white", zorder=4)
     name_ticks(axes.yaxis, [effects.units[i] for i in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     quiet(axes)
-    axes.set_xlabel(
-        f"effect on {effects.targets[0]}, mean and 95 % interval", fontsize=8, color=FAINT, parse_math=False
-    )
+    what = "mean and 95 % interval" if effects.n_clusters > 1 else "mean"
+    axes.set_xlabel(f"effect on {effects.targets[0]}, {what}", fontsize=8, color=FAINT, parse_math=False)
     note = f"showing {len(rows)} of {len(effects.units)} units" if len(rows) < len(effects.units) else ""
-    title(axes, effects.estimand, note)
+    title(axes, effects.estimand, note, width=width)
     return figure, axes
+
+
+def _colour(low: float, high: float) -> str:
+    """Of an effect with this interval: clear of 0 on one side, or neither."""
+    return RAISES if low > 0 else LOWERS if high < 0 else NEUTRAL
 
 
 def plot_mediation(mediation: Mediation) -> tuple[Figure, np.ndarray]:
@@ -162,11 +173,11 @@ def plot_mediation(mediation: Mediation) -> tuple[Figure, np.ndarray]:
             row = mine[name]
             if row.ci_low is not None and row.ci_high is not None:
                 axes.hlines(place, row.ci_low, row.ci_high, color=FAINT, linewidth=1.4, zorder=2)
-            colour = RAISES if (row.ci_low or 0.0) > 0 else LOWERS if (row.ci_high or 0.0) < 0 else NEUTRAL
-            axes.scatter(row.value, place, s=26, color=colour, zorder=3)
+            axes.scatter(row.value, place, s=26, color=_colour(row.ci_low or 0.0, row.ci_high or 0.0), zorder=3)
         name_ticks(axes.yaxis, names)
         axes.set_ylim(len(names) - 0.4, -0.6)
         quiet(axes)
+        axes.locator_params(axis="x", nbins=4)
         axes.set_title(target, loc="left", fontsize=9, color=INK, parse_math=False)
         share = mine["TNIE/TE"]
         said = "none" if share.value is None else f"{share.value:.2f} [{share.ci_low:.2f}, {share.ci_high:.2f}]"

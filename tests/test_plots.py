@@ -11,11 +11,13 @@ import torch
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.text import Text
 
 from nnsight_vae import CircuitError, DataError, plots
 from nnsight_vae.circuits.scene import scene
 from nnsight_vae.circuits.style import LOWERS, NEUTRAL, RAISES
 from nnsight_vae.effects import Effects
+from nnsight_vae.mediation_result import Mediation
 
 PENDULUM = nx.DiGraph([("angle", "length"), ("angle", "position"), ("light", "length"), ("light", "position")])
 
@@ -311,3 +313,59 @@ def test_effects_on_one_target_are_dots_with_their_intervals():
     lines = axes.collections[0].get_segments()
     np.testing.assert_allclose([[line[0][0], line[1][0]] for line in lines], np.stack([low[:, 0], high[:, 0]], 1))
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a[0]", "a[1]", "b[0]"]
+
+
+def test_effects_on_one_target_are_coloured_where_their_interval_is_clear_of_0():
+    values = np.random.default_rng(0).normal([[[1.0]], [[-2.0]], [[0.01]]], 0.5, (3, 1, 40))
+    effects = Effects(values, ("a[0]", "a[1]", "b[0]"), ("angle",), "PNIE (noising)")
+    _, axes = effects.plot()
+    assert [to_hex(colour) for colour in axes.collections[-2].get_facecolors()] == [RAISES, LOWERS, NEUTRAL]
+    _, axes = Effects(values[..., :1], effects.units, effects.targets, "PNIE (noising)").plot()
+    assert {to_hex(colour) for colour in axes.collections[-2].get_facecolors()} == {NEUTRAL}  # one pair: no interval
+    assert axes.get_xlabel() == "effect on angle, mean"
+
+
+@pytest.mark.parametrize("scale", [1e-5, 1e-2, 1.0, 1e4])
+def test_the_numbers_of_a_heat_map_have_digits_at_any_size_in_the_unit_of_the_colour_bar(scale):
+    values = scale * np.array([[[1.78], [-0.5]], [[0.03], [0.0]]])
+    figure, axes = Effects(values, ("a", "b"), ("angle", "light"), "PNIE").plot()
+    assert texts(axes) == ["+1.78", "\N{MINUS SIGN}0.50", "+0.03", "0"]
+    bar = figure.axes[1]
+    named = {1e-5: ", in 1e-5", 1e-2: ", in 1e-2", 1.0: "", 1e4: ", in 1e4"}[scale]
+    assert bar.get_ylabel() == f"mean effect{named} (lowers | raises)"
+    figure.draw_without_rendering()
+    shown = {label.get_text(): tick for label, tick in zip(bar.get_yticklabels(), bar.get_yticks(), strict=True)}
+    assert shown["1"] == pytest.approx(scale)
+    assert shown["\N{MINUS SIGN}1"] == pytest.approx(-scale)
+
+
+@pytest.mark.parametrize("targets", [("angle",), ("angle", "light")])
+@pytest.mark.parametrize("units", [1, 5])
+def test_long_names_and_estimands_stay_inside_the_figure(targets, units):
+    path = "X -> encoder.4[0:8] -> latent.mu[0] -> decoder.2[0:4] -> Y"
+    values = np.random.default_rng(0).normal(size=(units + 1, len(targets), 20)) * 1e-3
+    estimand = "(PNIE + TNIE) / 2 (patching, both directions), through latent.z[0:2] -> decoder.2[0:4]"
+    for names in ((path, *"abcde"[:units]), tuple("abcdef"[: units + 1])):
+        figure, axes = plots.plot_effects(Effects(values, names, targets, estimand), top=units)
+        figure.draw_without_rendering()
+        written = [text for part in figure.axes for text in (*part.get_children(), part.xaxis.label, part.yaxis.label)]
+        written += [label for part in figure.axes for label in part.get_yticklabels()]
+        for text in written:
+            if isinstance(text, Text) and text.get_text():
+                box = text.get_window_extent()
+                assert figure.bbox.x0 <= box.x0, text
+                assert box.x1 <= figure.bbox.x1, text
+                assert figure.bbox.y0 <= box.y0, text
+                assert box.y1 <= figure.bbox.y1, text
+        assert " ".join(axes.get_title(loc="left").split()).startswith(estimand)
+
+
+def test_the_numbers_below_the_panels_of_a_mediation_do_not_run_into_each_other():
+    rng = np.random.default_rng(0)
+    runs = [rng.normal(0.3 * i, 1.0, (8, 20)) * np.geomspace(0.004, 0.06, 8)[:, None] for i in range(4)]
+    figure, panels = Mediation.from_runs(*runs, targets=tuple("abcdefgh"), mediator="fc[0]").plot()
+    figure.draw_without_rendering()
+    for axes in panels:
+        boxes = [label.get_window_extent() for label in axes.get_xticklabels() if label.get_text()]
+        assert len(boxes) > 2
+        assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from nnsight_vae.errors import DataError
 from nnsight_vae.runs import Write, replace_event, trace_events
 from nnsight_vae.vae import VAE
 
@@ -60,6 +61,20 @@ def first_not_finite(
             unit = int(bad.any(0).nonzero()[0])
             return NotFinite(site, unit, bool(nan[:, unit].any()), int(bad[:, unit].sum()), len(x))
     return None
+
+
+def refuse_not_finite(vae: VAE, x: Tensor, eps: Tensor | None, chunks: Sequence[slice]) -> None:
+    """Run again and refuse a model some unit of which is NaN or infinite without any intervention; nothing where all are finite.
+
+    Raises:
+        DataError: names the first such unit.
+    """
+    first = first_not_finite(vae, x, eps, chunks)
+    if first is not None:
+        raise DataError(
+            f"{first}, without any intervention: nothing can be said about this model. Check its weights, and that inputs "
+            "are scaled as it was trained on."
+        )
 
 
 Flags = tuple[Bool[Tensor, "n unit"], Bool[Tensor, "n unit"]]  # not finite; NaN

@@ -358,6 +358,20 @@ def test_references_without_a_spread_or_that_cannot_be_run_are_refused(reference
         nv.manipulate_inputs(vae, WORLD.pairs("cause", 12), SITES, reference=reference)
 
 
+@pytest.mark.parametrize("sites", [["encoder.2[3]"], ["encoder.2[0]"], ["encoder.0", "latent.mu"]])
+def test_a_model_that_computes_nan_is_refused_by_its_first_unit_not_said_to_change_nothing(sites):
+    model = copy.deepcopy(MODELS["conv"])
+    with torch.no_grad():
+        model.encoder[2].weight[3, 0, 0, 0] = float("nan")
+    vae, x, y = nv.VAE(model), images(model, 6), images(model, 6, seed=1)
+    with pytest.raises(nv.DataError, match=r"encoder\.2\[3\] is NaN for 6 of 6 inputs"):
+        nv.manipulate_inputs(vae, nv.Pairs(x, y), sites)
+    with pytest.raises(nv.DataError, match=r"encoder\.2\[3\] is NaN for 6 of 6 inputs"):
+        nv.dose_response(vae, nv.Doses(torch.stack([x, y]), [0.0, 1.0]), sites)
+    before = nv.manipulate_inputs(vae, nv.Pairs(x, y), ["encoder.0"])  # what comes before it is as it is
+    assert (before.mean() != 0).all()
+
+
 # ---------------------------------------------------------------- a model that was given labels
 
 

@@ -51,16 +51,30 @@ def decoded(vae: nv.VAE, z: torch.Tensor) -> np.ndarray:
 def test_default_latent_values_stay_inside_the_aggregate_posterior():
     vae, x, read, _, mu, _ = setup(n=400)
     effects = nv.perturb_latents(vae, x, readout=read)
-    low, high = (np.array(v) for v in effects.provenance["values"].values())
+    low, high = (np.array(list(v.values())) for v in effects.provenance["values"].values())
     sd = (mu.var(0) + np.exp(-2.0)).sqrt().numpy()
     np.testing.assert_allclose(high - low, 2 * 1.645 * sd, rtol=0.2)
     assert (low > mu.min(0).values.numpy() - 1).all()
 
 
+def test_the_values_of_each_unit_are_recorded_under_its_name():
+    """Positions in a list would mean other units once some were selected."""
+    vae, x, read, *_ = setup()
+    few = nv.perturb_latents(
+        vae, x, [0.5, nv.Add(1.0)], readout=read, units=["latent.z[2]", ("latent.z[0]", "latent.z[1]")]
+    )
+    joint = "latent.z[0] + latent.z[1]"
+    assert few.select(joint).provenance["values"] == {
+        "0.5": {"latent.z[2]": 0.5, joint: [0.5, 0.5]},
+        "Add(1.0)": {"latent.z[2]": "Add(1.0)", joint: ["Add(1.0)", "Add(1.0)"]},
+    }
+
+
 def test_few_examples_still_give_each_latent_its_posteriors_range():
     """One example: its posterior is the aggregate; N(mu, e^-2) has its 5 % and 95 % quantiles 2 * 1.645 * e^-1 apart."""
     vae, x, read, *_ = setup()
-    low, high = np.array(list(nv.perturb_latents(vae, x[:1], readout=read).provenance["values"].values()))
+    record = nv.perturb_latents(vae, x[:1], readout=read).provenance["values"]
+    low, high = (np.array(list(v.values())) for v in record.values())
     np.testing.assert_allclose(high - low, 2 * 1.645 * np.exp(-1), rtol=0.35)
     np.testing.assert_allclose((high + low) / 2, vae.encode(x[:1]).mu[0].detach(), atol=0.3)
 
@@ -84,7 +98,7 @@ def test_prior_quantiles_are_those_of_a_standard_normal():
     for q, (name, part) in zip((0.1, 0.5, 0.975), effects.parts.items(), strict=True):
         expected = torch.einsum("nk,tk->ktn", norm.ppf(q) - mu, w)
         np.testing.assert_allclose(part.values, expected, atol=1e-9)
-        np.testing.assert_allclose(effects.provenance["values"][name], [norm.ppf(q)] * 3)
+        assert effects.provenance["values"][name] == pytest.approx(dict.fromkeys(effects.units, norm.ppf(q)))
     slope = (norm.ppf(0.975) - norm.ppf(0.1)) * w.T[..., None]
     np.testing.assert_allclose(effects.values, np.broadcast_to(slope, effects.values.shape), atol=1e-9)
 
@@ -325,7 +339,7 @@ def test_quantiles_are_over_what_is_set_together(spatial):
         ("site", 0, np.quantile(draws.swapaxes(0, 1).reshape(2, -1), 0.9, axis=1)),
     ):
         found = nv.perturb_latents(vae, x, "posterior", quantiles=[0.9], readout=read, per=per)
-        np.testing.assert_allclose(found.provenance["values"]["q0.9"][index], expected, rtol=1e-6)
+        np.testing.assert_allclose(found.provenance["values"]["q0.9"][found.units[index]], expected, rtol=1e-6)
     z = mu.clone()
     z[:, :, 1, 2] = torch.from_numpy(np.quantile(draws[:, :, 1, 2], 0.9, axis=0)).float()
     found = nv.perturb_latents(vae, x, "posterior", quantiles=[0.9], readout=read, per="position")
@@ -474,6 +488,19 @@ def test_codes_of_a_latent_without_positions_are_swapped_whole():
     assert found.units == ("latent.z",)
     base = decoded(vae, vae.encode(x).mu)
     np.testing.assert_allclose(found.values[0], (decoded(vae, codebook[2].expand(20, 4)) - base).T, atol=1e-6)
+
+
+# ---------------------------------------------------------------- models that compute no numbers
+
+
+@pytest.mark.parametrize(("layer", "unit"), [("encoder.2", 3), ("fc_mu", 4), ("fc_logvar", 0)])
+def test_a_model_whose_posterior_is_nan_is_refused_by_the_first_unit_that_is(layer, unit):
+    model = copy.deepcopy(MODELS["conv"])
+    with torch.no_grad():
+        model.get_submodule(layer).bias[unit] = float("nan")
+    vae, x = nv.VAE(model), images(model, 30)
+    with pytest.raises(nv.DataError, match=rf"^{layer}\[{unit}\] is NaN for 30 of 30 inputs, without any intervention"):
+        nv.perturb_latents(vae, x, readout=nv.readouts.Pixels(model.image)["pixel[0,0,0]"])
 
 
 # ---------------------------------------------------------------- re-encoded latents

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -12,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nnsight_vae.diagnosis import refuse_not_finite
 from nnsight_vae.engine import checked_batch, example_chunks
 from nnsight_vae.errors import DataError, NnsightVaeWarning, SiteError
 from nnsight_vae.levels.units import default_sites, experiments
@@ -61,7 +63,11 @@ def unit_blocks(vae: VAE, sites: Sequence[Key] | None) -> tuple[tuple[str, ...],
 
 
 def answers(vae: VAE, x: Tensor, eps: Tensor | None, blocks: Sequence[Block]) -> Iterator[tuple[slice, list[Answer]]]:
-    """The answers of all blocks to successive chunks of x; activations of other chunks are not kept."""
+    """The answers of all blocks to successive chunks of x; activations of other chunks are not kept.
+
+    Raises:
+        DataError: an activation is NaN or infinite; names the first unit.
+    """
     for rows in example_chunks(vae, x):
         yield rows, _chunk(vae, x[rows], None if eps is None else eps[rows], blocks)
 
@@ -70,7 +76,11 @@ def _chunk(vae: VAE, x: Tensor, eps: Tensor | None, blocks: Sequence[Block]) -> 
     layout = vae.layout(x)
     with torch.no_grad():
         clean = clean_run(vae, x, eps, paths={layout.paths[block.site] for block in blocks})
-        return [_answer(clean.at(block.site).movedim(layout.sites[block.site].axis, 1), block) for block in blocks]
+        found = [_answer(clean.at(block.site).movedim(layout.sites[block.site].axis, 1), block) for block in blocks]
+        # NaN would be taken for a unit that never varies.
+        if not all(math.isfinite(answer.size) for answer in found):
+            refuse_not_finite(vae, x, eps, [slice(0, len(x))])
+    return found
 
 
 def _answer(activation: Tensor, block: Block) -> Answer:

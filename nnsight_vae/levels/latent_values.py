@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, Literal
@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nnsight_vae.diagnosis import refuse_not_finite
 from nnsight_vae.donors import selected
-from nnsight_vae.engine import activations
+from nnsight_vae.engine import activations, example_chunks
 from nnsight_vae.errors import InterventionError
 from nnsight_vae.interventions import Intervention, Quantize, Set
 from nnsight_vae.levels.codes import drawn_codes, require_codes
@@ -47,10 +48,13 @@ class Moves:
         """All of them, move by move."""
         return [joint for move in self.joints for joint in move]
 
-    @property
-    def record(self) -> dict[str, list[Any]]:
-        """Name of each move -> what each experiment is set to, as JSON data."""
-        return {name: [_shown(joint) for joint in move] for name, move in zip(self.names, self.joints, strict=True)}
+    def record(self, what: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """Name of each move -> name of each experiment -> what it is set to, as JSON data."""
+        experiments = list(what)
+        return {
+            name: dict(zip(experiments, map(_shown, move), strict=True))
+            for name, move in zip(self.names, self.joints, strict=True)
+        }
 
 
 def moves(
@@ -117,9 +121,15 @@ def posterior_quantiles(
 def posterior_draws(
     vae: VAE, x: Float[Tensor, "n *image"], at_least: int, seed: int = 0
 ) -> Float[Tensor, "draw *latent"]:
-    """Draws from the aggregate posterior: equally many from q(z|x) of each example, `at_least` in all."""
+    """Draws from the aggregate posterior: equally many from q(z|x) of each example, `at_least` in all.
+
+    Raises:
+        DataError: a posterior is NaN or infinite; names the first unit of the model that is.
+    """
     acts = activations(vae, x, ["latent.mu", "latent.logvar"])
     mu, logvar = acts["latent.mu"], acts["latent.logvar"]
+    if not bool(torch.isfinite(mu).all() and torch.isfinite(logvar).all()):
+        refuse_not_finite(vae, x, None, example_chunks(vae, x))
     draws = math.ceil(at_least / len(mu))
     eps = torch.randn(draws * len(mu), *mu.shape[1:], generator=torch.Generator().manual_seed(seed)).to(mu)
     return repeat(mu, draws) + torch.exp(0.5 * repeat(logvar, draws)) * eps

@@ -64,9 +64,9 @@ def perturb_latents(
         eps: noise `[n, *latent]` of the codes; None perturbs posterior means.
         progress: show a bar; by default on an interactive terminal.
 
-    Returns: `Effects` [latent, target, example], in units of the readout. `provenance["values"]` has what each was set to,
-        `provenance["manifold"]` how far that takes the codes from those of the data (`nnsight_vae.levels.manifold`): under
-        `tail`, for each value and unit, the share of clean codes that are at least as far.
+    Returns: `Effects` [latent, target, example], in units of the readout. `provenance["values"]` has what each was set to, by
+        value and unit, `provenance["manifold"]` how far that takes the codes from those of the data
+        (`nnsight_vae.levels.manifold`): under `tail`, for each value and unit, the share of clean codes that are at least as far.
 
     Raises:
         InterventionError: values are empty, repeated, not finite, unknown, or do not fit the units.
@@ -95,7 +95,7 @@ def perturb_latents(
     with progress_bar("perturbing latents", len(moved.plan) * len(x), progress) as advance:
         read = run_interventions(vae, x, moved.plan, readout, eps=eps, progress=advance)
     read = read.view(len(moved.names), len(what), *read.shape[1:])
-    record = provenance(vae, None, readout, values=moved.record, n=len(x), manifold=manifold)
+    record = provenance(vae, None, readout, values=moved.record(what), n=len(x), manifold=manifold)
     change = (read - baseline(vae, x, readout, eps=eps)).double().cpu().numpy().transpose(0, 1, 3, 2)
 
     def effects(array: np.ndarray, estimand: str, **more: Any) -> Effects:

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from nnsight_vae.effects import Effects
+from nnsight_vae.effects_names import count
 from nnsight_vae.errors import DataError
 from nnsight_vae.proportion import Interval, Proportion, proportions
 
@@ -22,9 +23,8 @@ if TYPE_CHECKING:
 
 Scale = Literal["difference", "relative"]
 
-_NEAR_ZERO = (
-    0.01  # of the mean |Y(base)|: below it a relative effect says more about the pair's base than about the effect
-)
+# of the mean |Y(base)|: below it a relative effect says more about the pair's base than about the effect
+_NEAR_ZERO = 0.01
 _DIRECTIONS = {"PNIE": "PNIE (noising)", "TNIE": "TNIE (denoising)"}
 _Runs = Float[np.ndarray, "target pair"]
 
@@ -266,7 +266,7 @@ class Mediation:
         return cls(q["TE"], q["NDE"], q["PNIE"], q["TNIE"], q["INT"], q.get("CDE"), q.get("INTref"))
 
     def __repr__(self) -> str:
-        return f"Mediation(through {self.mediator}: {len(self.targets)} targets x {self.te.n_pairs} pairs)"
+        return f"Mediation(through {self.mediator}: {count(len(self.targets), 'target')} x {count(self.te.n_pairs, 'pair')})"
 
     def __str__(self) -> str:
         from nnsight_vae.mediation_table import text

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from nnsight_vae import statistics
 from nnsight_vae.effects import FEW_CLUSTERS, Effects
+from nnsight_vae.effects_names import count
 from nnsight_vae.mediation_result import Mediation
 
 _LEVEL = 0.95
@@ -46,7 +47,7 @@ def text(mediation: Mediation) -> str:
     elif te.n_clusters < FEW_CLUSTERS:
         intervals += ", that of TNIE/TE too narrow with so few pairs"
     relative = ", relative to Y(base)" if mediation.scale == "relative" else ""
-    lines = [f"Mediation through {mediation.mediator}: {te.n_pairs} pairs{clusters}, {intervals}{relative}"]
+    lines = [f"Mediation through {mediation.mediator}: {count(te.n_pairs, 'pair')}{clusters}, {intervals}{relative}"]
     shown = rows(mediation.select(mediation.targets[:_PRINTED_TARGETS]))
     width = max(len(row.target) for row in shown)
     numbers = max(len(_number(row.value)) for row in shown)

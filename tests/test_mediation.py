@@ -259,6 +259,14 @@ def test_a_single_mediator_may_be_a_unit_and_a_set_may_be_any_sequence():
     np.testing.assert_allclose(as_tuple.tnie.values, as_slice.tnie.values, atol=1e-12)
 
 
+def test_a_mediation_counts_its_targets_and_pairs_in_words():
+    vae, pairs = pairs_of("mlp")
+    m = nv.mediate(vae, pairs[:1], "latent.z[0]", readout=TwoPixelsOf20())
+    assert repr(m) == "Mediation(through latent.z[0]: 2 targets x 1 pair)"
+    assert repr(m.select("a")) == "Mediation(through latent.z[0]: 1 target x 1 pair)"
+    assert str(m).startswith("Mediation through latent.z[0]: 1 pair, no intervals")
+
+
 def test_the_relative_scale_is_asked_for_and_refused_where_the_base_is_near_0():
     vae, pairs = pairs_of("mlp")
     plain, relative = (
@@ -307,8 +315,10 @@ def test_results_carry_the_ids_of_bases_and_sources():
         (lambda v, p, r: nv.mediate(v, p, ["latent.z"], readout=r, hold=nv.Add(1.0)), nv.InterventionError, r"hold=Add\(1.0\) does not hold"),
         (lambda v, p, r: nv.mediate(v, p, ["latent.z"], readout=r, hold=nv.Scale(0.0)), nv.InterventionError, "does not hold"),
         (lambda v, p, r: nv.mediate(v, p, ["latent.z"], readout=r, hold=nv.Noise(1.0)), nv.InterventionError, "does not hold"),
-        (lambda v, p, r: nv.mediate(v, p, ["latent.z"], readout=r, hold=float("nan")), nv.InterventionError, "finite number"),
-        (lambda v, p, r: nv.mediate(v, p, ["latent.z"], readout=r, hold="zero"), nv.InterventionError, "finite number"),
+        (lambda v, p, r: nv.mediate(v, p, ["latent.z"], readout=r, hold=float("nan")), nv.InterventionError, "hold=nan does not hold"),
+        (lambda v, p, r: nv.mediate(v, p, ["latent.z"], readout=r, hold="zero"), nv.InterventionError, r"hold='zero' does not hold.*a number, nv.Zero\(\)"),
+        (lambda v, p, r: nv.mediate(v, p, [("enc1[0]", "enc1[1]"), "latent.z"], readout=r), nv.InterventionError, "list its keys side by side"),
+        (lambda v, p, r: nv.mediate(v, p, [["enc1[0]", "enc1[1]"]], readout=r), nv.InterventionError, "takes one set of mediators"),
         (lambda v, p, r: nv.mediate(v, p, ["latent.z"], readout=r, scale="log"), nv.InterventionError, "'difference' or 'relative', got 'log'"),
         (lambda v, p, r: nv.path_effects(v, p, [], readout=r), nv.InterventionError, "at least one mediator"),
         (lambda v, p, r: nv.path_effects(v, p, ["enc1", []], readout=r), nv.InterventionError, "no empty set"),

@@ -674,7 +674,12 @@ def test_provenance_says_what_was_done():
     vae, pairs = pairs_of(MODELS["mlp"])
     record = nv.patch_activations(vae, pairs, ["enc1"], readout=READ, per="site", ablation="mean").provenance
     assert (record["direction"], record["per"], record["ablation"]) == ("both", "site", "Mean(<tensor 14x20>)")
-    assert nv.patch_activations(vae, pairs, ["enc1[0]"], readout=READ).provenance["ablation"] is None
+    plain = nv.patch_activations(vae, pairs, ["enc1[0]"], readout=READ).provenance
+    assert (plain["ablation"], plain["through"]) == (None, None)
+    path = nv.patch_activations(
+        vae, pairs, ["enc1[0]"], readout=READ, through=[["latent.z[0:2]"], ["dec1[1]", "dec1[3]"]]
+    )
+    assert path.provenance["through"] == [["latent.z[0:2]"], ["dec1[1]", "dec1[3]"]]
 
 
 @pytest.mark.parametrize(

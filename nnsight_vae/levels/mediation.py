@@ -85,6 +85,11 @@ def mediate(
         raise InterventionError(f"scale must be 'difference' or 'relative', got {scale!r}.")
     vae.checked(pairs.base)
     one_set = (mediators,) if isinstance(mediators, Key) else tuple(mediators)
+    if any(isinstance(each, tuple | list) for each in one_set):
+        raise InterventionError(
+            f"mediate takes one set of mediators, got mediators={mediators!r}: list its keys side by side. "
+            "nv.shapley_mediators and nv.path_effects take several sets."
+        )
     ((name, selections),) = mediator_sets(vae, [one_set], readout).items()
     patched: dict[str, tuple[Tensor, Intervention]] = {
         "noised": (pairs.base, Swap(pairs.source)),
@@ -116,11 +121,14 @@ def _held(hold: Intervention | Number | None) -> Intervention | None:
     """What holds the mediators; an intervention that leaves them to depend on the input does not."""
     if hold is None or isinstance(hold, _HOLDS):
         return hold
-    if isinstance(hold, Intervention):
-        raise InterventionError(
-            f"hold={hold!r} does not hold the mediators at a value; use a number, nv.Zero(), nv.Set(...) or nv.Mean(...)."
-        )
-    return Set(hold)
+    try:
+        if not isinstance(hold, Intervention):
+            return Set(hold)
+    except InterventionError:  # not a finite number
+        pass
+    raise InterventionError(
+        f"hold={hold!r} does not hold the mediators at a value; use a number, nv.Zero(), nv.Set(...) or nv.Mean(...)."
+    )
 
 
 def _target_pair(values: Tensor) -> np.ndarray:

@@ -117,7 +117,9 @@ def patch_activations(
     with progress_bar("patching", len(ways) * len(named) * len(pairs) * runs_of(levels), progress) as advance:
         changes = [patching.change(way, advance) for way in ways]
     (groups, source_groups), estimands = pairs.cluster_ids, _estimands(ablated, levels)
-    record = provenance(vae, pairs, readout, direction=direction, per=per, ablation=ablated and repr(ablated))
+    path = [[str(each) for each in level] for level in levels] or None
+    described = {"direction": direction, "per": per, "ablation": ablated and repr(ablated), "through": path}
+    record = provenance(vae, pairs, readout, **described)
     if "noising" in ways:
         _warn_if_flat(vae, pairs, readout)
     if direction == "both" and ablated is None:  # the two effects of an ablation are of opposite sign by nature

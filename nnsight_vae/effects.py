@@ -106,7 +106,7 @@ class Effects:
             Lower and upper bounds. An effect that is 0 for every pair has the interval [0, 0].
 
         Raises:
-            DataError: fewer than two clusters, `level` outside (0, 1), or a method that does not exist or fit.
+            DataError: fewer than two clusters, `level` outside (0, 1), no resamples, or a method that does not exist or fit.
 
         Warns:
             NnsightVaeWarning: fewer than 10 clusters.
@@ -135,7 +135,7 @@ class Effects:
             One p-value per unit and target; 1 for an effect that is 0 for every pair.
 
         Raises:
-            DataError: fewer than two clusters, or a negative `min_effect`.
+            DataError: fewer than two clusters, a negative `min_effect`, or `n_perm` below 1.
         """
         return testing.effect_pvalues(
             self.values, *self._ids, min_effect=min_effect, n_perm=n_perm, seed=seed, family_wise=family_wise
@@ -169,7 +169,7 @@ class Effects:
             which targets passed. No unit at all is a possible answer.
 
         Raises:
-            DataError: fewer than two clusters, `q` outside (0, 1), a negative `min_effect`, or an unknown method.
+            DataError: fewer than two clusters, `q` outside (0, 1), a negative `min_effect`, `n_perm` below 1, or an unknown method.
 
         Warns:
             NnsightVaeWarning: effects as extreme as the p-values can show were not rejected, so a finer test might.

@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from nnsight_vae import clusters
 from nnsight_vae.clusters import Design
+from nnsight_vae.errors import DataError
 
 Counts = Float[np.ndarray, "rows _"]  # one column a cluster
 
@@ -47,8 +48,13 @@ def design_weights(
         n_boot: number of resamples.
         seed: of the draws; the blocks, and so the draws, depend on the design alone.
 
+    Raises:
+        DataError: no resamples are asked for.
+
     Source: Owen 2007, The pigeonhole bootstrap, Ann. Appl. Stat. 1, 386-411.
     """
+    if n_boot < 1:
+        raise DataError(f"n_boot={n_boot}: expected a number of resamples, 1,000 or more for an interval.")
     rows = max(1, clusters.BLOCK // len(design.atoms))
     if len(design.ways) == 1:
         yield from ((counts, (counts,)) for counts in resample_weights(len(design.atoms), n_boot, seed, rows=rows))

@@ -75,7 +75,7 @@ def effect_pvalues(
         family_wise: adjust for all cells: by the maximum statistic, or by Holm's procedure where sources are reused.
 
     Raises:
-        DataError: fewer than two clusters, or a negative `min_effect`.
+        DataError: fewer than two clusters, a negative `min_effect`, or `n_perm` below 1.
     """
     if not 0 <= min_effect < np.inf:
         raise DataError(f"min_effect={min_effect}: expected a size >= 0 in units of the readout.")
@@ -83,13 +83,21 @@ def effect_pvalues(
         p = t_pvalues(values, groups, source_groups, min_effect=min_effect)
         return significance.holm(p) if family_wise else p
     flips = significance.max_t_pvalues if family_wise else significance.sign_flip_pvalues
-    n_perm = n_perm or enough_flips(values[..., 0].size, 0.05)
+    n_perm = _flips(n_perm, values[..., 0].size, 0.05)
     return flips(values, groups, min_effect=min_effect, n_perm=n_perm, seed=seed)
 
 
 def enough_flips(n_tests: int, q: float) -> int:
     """Sign patterns enough to reject a lone true effect among `n_tests`; at least 1,999 and at most 9,999."""
     return min(max(significance.permutations_needed(n_tests, q), _FLIPS_AT_LEAST), _FLIPS_AT_MOST)
+
+
+def _flips(n_perm: int | None, n_tests: int, q: float) -> int:
+    if n_perm is not None and n_perm < 1:
+        raise DataError(
+            f"n_perm={n_perm}: expected a number of sign patterns of at least 1, or None for enough of them."
+        )
+    return enough_flips(n_tests, q) if n_perm is None else n_perm
 
 
 def discover(
@@ -106,7 +114,7 @@ def discover(
     """Test every cell at false discovery rate `q` over all of them; see `Effects.significant`.
 
     Raises:
-        DataError: fewer than two clusters, `q` outside (0, 1), a negative `min_effect`, or an unknown method.
+        DataError: fewer than two clusters, `q` outside (0, 1), a negative `min_effect`, `n_perm` below 1, or an unknown method.
 
     Warns:
         NnsightVaeWarning: effects as extreme as the p-values can show were not rejected, so a finer test might.
@@ -117,7 +125,7 @@ def discover(
         raise DataError(f"method={method!r}: expected 'bh' (Benjamini-Hochberg) or 'by' (Benjamini-Yekutieli).")
     n_tests = values.shape[0] * values.shape[1]
     rate = q if method == "bh" else q / np.sum(1 / np.arange(1, n_tests + 1))  # "by" at q is "bh" at this rate
-    n_perm = n_perm or enough_flips(n_tests, rate)
+    n_perm = _flips(n_perm, n_tests, rate)
     p = effect_pvalues(values, groups, source_groups, min_effect=min_effect, n_perm=n_perm, seed=seed)
     adjusted = _ADJUST[method](p)
     if source_groups is None:

@@ -210,6 +210,17 @@ def test_select_reaches_the_parts():
     np.testing.assert_array_equal(whole.parts["denoising"].values, parts["denoising"].values[1:, 1:])
 
 
+@pytest.mark.parametrize("method", ["bootstrap-t", "percentile", "bca"])
+def test_no_resamples_and_no_flips_are_refused(effects, method):
+    with pytest.raises(DataError, match="n_boot=0: expected a number of resamples"):
+        effects.ci(n_boot=0, method=method)
+    for n_perm in (0, -5):
+        with pytest.raises(DataError, match=f"n_perm={n_perm}: expected a number of sign patterns"):
+            effects.pvalues(n_perm)
+        with pytest.raises(DataError, match=f"n_perm={n_perm}"):
+            effects.significant(n_perm=n_perm)
+
+
 def test_unknown_names_are_refused_with_the_known_ones(effects):
     with pytest.raises(SiteError, match=r"'encoder\.9' is not a unit or site.*encoder\.4, latent\.z, encoder\.2"):
         effects.select("encoder.9")

@@ -227,6 +227,7 @@ def gaussian_total_correlation(objective: Objective) -> float:
     """Of the latents of a trained model, from their covariance: half of what log variances sum to beyond log det."""
     images, _ = blobs(512, seed=2)
     trained = run(images=images, objective=objective, steps=600, batch_size=64, lr=3e-3)
+    assert trained.config["history"][-1]["kl"] > 1  # not by carrying nothing
     with torch.no_grad():
         mu, logvar = trained.module.encode(images)
     z = mu + (logvar / 2).exp() * torch.randn(mu.shape, generator=torch.Generator().manual_seed(0))

@@ -210,7 +210,7 @@ def test_training_lowers_the_loss():
     assert history[-1]["loss"] < 0.8 * history[0]["loss"]
 
 
-@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "vq-vae"])
+@pytest.mark.parametrize("name", ["vae", "beta-vae"])
 def test_the_named_objectives_do_not_collapse_on_small_images(name):
     images, _ = blobs(512, seed=2)
     trained = run(images=images, objective=OBJECTIVES[name], steps=600, batch_size=32, lr=3e-3)

@@ -235,6 +235,12 @@ def test_moments_are_those_of_the_mixture_of_posteriors():
     torch.testing.assert_close(torch.linalg.inv(precision), torch.cov(draws.T), atol=0.05, rtol=0.02)
 
 
+def test_distances_are_measured_on_the_device_of_the_codes():
+    """Moments are kept on the CPU, and the engine reads on the model's device; "meta" stands for one that tests do not have."""
+    vae, x, *_ = setup()
+    assert AggregatePosterior.of(vae, x)(torch.zeros(4, 3, device="meta")).device.type == "meta"
+
+
 def test_far_values_are_warned_of_and_near_ones_are_not():
     vae, x, read = uncorrelated()
     with warnings.catch_warnings():

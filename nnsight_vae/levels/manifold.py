@@ -71,8 +71,8 @@ class AggregatePosterior:
 
     def squared_distance(self, z: Float[Tensor, "n channel *position"]) -> Float[Tensor, "n position"]:
         """Squared Mahalanobis distance of the vector at each position; a latent without positions has one."""
-        vectors = z.movedim(1, -1).reshape(len(z), -1, z.shape[1]).double().cpu()
-        return ((vectors - self.mean) @ self.whitening.T).square().sum(dim=-1)
+        vectors = z.movedim(1, -1).reshape(len(z), -1, z.shape[1]).double()
+        return ((vectors - self.mean.to(vectors)) @ self.whitening.to(vectors).T).square().sum(dim=-1)
 
     # A readout of the latent, so that the engine says what the codes are under an intervention.
     reads = "latent.z"
@@ -116,14 +116,14 @@ def off_manifold(
     measure = "Mahalanobis distance under the aggregate posterior's mean and covariance"
     if isinstance(posterior, str):
         return {"measure": measure, "undefined": posterior}
-    clean = posterior.squared_distance(posterior_draws(vae, x, CLEAN_DRAWS)).numpy()
+    clean = posterior.squared_distance(posterior_draws(vae, x, CLEAN_DRAWS)).cpu().numpy()
     ranked = {name: np.sort(_touched(clean, joint, posterior.site)) for name, joint in what.items()}
     limits = {name: float(np.quantile(distances, LIMIT)) for name, distances in ranked.items()}
     record: dict[str, Any] = {"measure": measure, "clean_99": limits, "distance": {}, "tail": {}, "beyond": {}}
     step = max(1, _BLOCK // (len(x) * clean.shape[1]))
     names = [(move, name) for move in moved.names for name in what]
     for start in range(0, len(names), step):
-        squared = run_interventions(vae, x, moved.plan[start : start + step], posterior, eps=eps).numpy()
+        squared = run_interventions(vae, x, moved.plan[start : start + step], posterior, eps=eps).cpu().numpy()
         for (move, name), values in zip(names[start : start + step], squared, strict=True):
             distances = _touched(values, what[name], posterior.site)
             further = 1 - np.searchsorted(ranked[name], distances) / len(clean)

@@ -122,8 +122,9 @@ def scaled_ticks(unit: float) -> Formatter:
 
 
 def signed(value: float) -> str:
-    """Two decimals with a sign, a real minus among them."""
-    return f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
+    """Two decimals with a sign, a real minus among them; no sign where they are all 0."""
+    text = f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
+    return "0.00" if text[1:] == "0.00" else text
 
 
 def faint_text(axes: Axes, x: float, y: float, text: str, **options: Any) -> None:

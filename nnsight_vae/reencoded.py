@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor
 
+from .arguments import require
 from .readouts import Readout, select
 from .vae import VAE
 
@@ -23,6 +24,7 @@ class Reencoded:
         vae: the model, whose output its own encoder can read.
 
     Raises:
+        AdapterError: the model is not wrapped.
         DataError: in use, where the output is not an input that this model can run.
 
     Source: latent responses of Leeb et al. 2022, arXiv 2106.16091.
@@ -41,6 +43,7 @@ class Reencoded:
     reads = "output"
 
     def __init__(self, vae: VAE) -> None:
+        require(vae)
         self.vae = vae
         site = vae.sites["latent.mu"]
         ends = ["".join(f"@{','.join(map(str, position))}" for _ in position[:1]) for position in site.positions]

@@ -544,6 +544,11 @@ def test_reencoded_latents_with_positions_are_named_by_position(spatial):
         assert torch.equal(read(x)[:, read.names.index("latent.mu[1]@2,3")], vae.encode(x).mu[:, 1, 2, 3])
 
 
+def test_a_model_that_is_not_wrapped_cannot_be_read():
+    with pytest.raises(nv.AdapterError, match="wrap it first"):
+        nv.readouts.Reencoded(MODELS["mlp"])
+
+
 def test_an_output_that_is_no_input_cannot_be_reencoded():
     vae, x, *_ = setup()
     wide = nv.adapt(vae.module, encoder=vae.module.encode, decoder=lambda z: vae.module.decode(z)[:, :4], example=x)

@@ -304,6 +304,9 @@ def test_results_carry_the_ids_of_bases_and_sources():
     ("ask", "error", "message"),
     [
         (lambda v, p, r: nv.mediate(v, p, [], readout=r), nv.InterventionError, "at least one mediator"),
+        (lambda v, p, r: nv.mediate(v, p, None, readout=r), nv.SiteError, "cannot read the key None; write 'encoder.4'"),
+        (lambda v, p, r: nv.path_effects(v, p, None, readout=r), nv.InterventionError, "got None where mediators belong"),
+        (lambda v, p, r: nv.shapley_mediators(v, p, {"a": ["enc1"]}, readout=r), nv.InterventionError, "where mediators belong; name units or sites"),
         (lambda v, p, r: nv.mediate(v, p, ["nowhere"], readout=r), nv.SiteError, "'nowhere' is not a site"),
         (lambda v, p, r: nv.mediate(v, p, ["latent.z[7]"], readout=r), nv.SiteError, "names no unit"),
         (lambda v, p, r: nv.mediate(v, p, ["latent.z[0:2]", "latent.z[1]"], readout=r), nv.InterventionError, r"both name latent.z\[1\]"),

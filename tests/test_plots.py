@@ -327,9 +327,9 @@ def test_effects_on_one_target_are_coloured_where_their_interval_is_clear_of_0()
 
 @pytest.mark.parametrize("scale", [1e-5, 1e-2, 1.0, 1e4])
 def test_the_numbers_of_a_heat_map_have_digits_at_any_size_in_the_unit_of_the_colour_bar(scale):
-    values = scale * np.array([[[1.78], [-0.5]], [[0.03], [0.0]]])
-    figure, axes = Effects(values, ("a", "b"), ("angle", "light"), "PNIE").plot()
-    assert texts(axes) == ["+1.78", "\N{MINUS SIGN}0.50", "+0.03", "0"]
+    values = scale * np.array([[[1.78], [-0.5]], [[0.03], [0.0]], [[0.004], [-0.004]]])
+    figure, axes = Effects(values, ("a", "b", "c"), ("angle", "light"), "PNIE").plot()
+    assert texts(axes) == ["+1.78", "\N{MINUS SIGN}0.50", "+0.03", "0", "0.00", "0.00"]
     bar = figure.axes[1]
     named = {1e-5: ", in 1e-5", 1e-2: ", in 1e-2", 1.0: "", 1e4: ", in 1e4"}[scale]
     assert bar.get_ylabel() == f"mean effect{named} (lowers | raises)"

@@ -84,7 +84,7 @@ def mediate(
     if scale not in get_args(Scale):
         raise InterventionError(f"scale must be 'difference' or 'relative', got {scale!r}.")
     vae.checked(pairs.base)
-    one_set = (mediators,) if isinstance(mediators, Key) else tuple(mediators)
+    one_set = tuple(mediators) if isinstance(mediators, list | tuple) else (mediators,)
     if any(isinstance(each, tuple | list) for each in one_set):
         raise InterventionError(
             f"mediate takes one set of mediators, got mediators={mediators!r}: list its keys side by side. "

@@ -28,6 +28,10 @@ def mediator_sets(vae: VAE, mediators: MediatorSets | Key, readout: Readout) -> 
         SiteError: a key names no unit of this VAE.
         InterventionError: no mediators, an empty set, a unit named twice, or one that comes after what is read.
     """
+    if not isinstance(mediators, Key | Sequence):
+        raise InterventionError(
+            f"got {mediators!r} where mediators belong; name units or sites, e.g. mediators=['encoder.4[0:8]']."
+        )
     sets: list[Any] = [mediators] if isinstance(mediators, Key) else list(mediators)
     keys = [each if isinstance(each, Key) else tuple(each) for each in sets]
     if not keys or () in keys:

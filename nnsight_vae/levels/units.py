@@ -52,7 +52,7 @@ def experiments(
         else:
             named |= {str(part): (part,) for part in _parts(vae, vae.sites.select(key), per)}
     if not all(named.values()) or not named:
-        raise SiteError("no sites given; name at least one, e.g. sites=['encoder.4', 'latent.z'].")
+        raise SiteError("no sites given, nor units; name at least one, e.g. ['encoder.4', 'latent.z[3]'].")
     return named
 
 

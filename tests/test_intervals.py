@@ -199,7 +199,24 @@ def test_bca_of_unequal_clusters_equals_scipys_over_cluster_sums_and_sizes():
     np.testing.assert_allclose(ours, theirs.confidence_interval, atol=0.08 * theirs.standard_error)
 
 
+def test_bca_counts_resamples_equal_to_the_mean_as_half_below_it():
+    values = np.repeat([0.0, 1.0], [12, 8])  # of the resamples, .18 have the very mean of the sample
+    theirs = scipy.stats.bootstrap((values,), np.mean, n_resamples=20_000, method="BCa", rng=np.random.default_rng(15))
+    ours = statistics.mean_interval(values, method="bca", n_boot=20_000)
+    np.testing.assert_allclose(ours, theirs.confidence_interval, atol=0.01)
+
+
 # ---------------------------------------------------------------- invariants
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_single_precision_effects_are_summed_in_double_precision(method):
+    values = (1000 + np.random.default_rng(16).normal(size=(2, 60))).astype(np.float32)
+    groups = np.repeat(np.arange(20), 3)
+    np.testing.assert_array_equal(
+        statistics.mean_interval(values, groups, method=method, n_boot=99),
+        statistics.mean_interval(values.astype(np.float64), groups, method=method, n_boot=99),
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -228,6 +245,8 @@ def test_resamples_without_variance_widen_the_interval_and_never_end_it_at_infin
     low, high = statistics.mean_interval(rare)
     assert np.isfinite([low, high]).all()
     assert (high[:2] > statistics.mean_interval(rare, method="t")[1][:2]).all()
+    # Away from 0, rounding leaves such a resample a variance of its own, by which its mean must not be divided.
+    np.testing.assert_allclose(np.stack(statistics.mean_interval(rare + 0.1)), np.stack([low, high]) + 0.1, rtol=1e-6)
 
 
 def test_resamples_that_neither_vary_nor_move_count_on_neither_side():

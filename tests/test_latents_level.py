@@ -70,6 +70,15 @@ def test_the_values_of_each_unit_are_recorded_under_its_name():
     }
 
 
+def test_provenance_says_whether_codes_carry_noise():
+    vae, x, read, *_ = setup()
+    means, noisy = (
+        nv.perturb_latents(vae, x, 0.5, readout=read, eps=eps) for eps in (None, torch.zeros(40, 3).double())
+    )
+    assert (means.provenance["noise"], noisy.provenance["noise"]) == ("posterior mean", "shared eps")
+    np.testing.assert_allclose(noisy.values, means.values, atol=1e-12)
+
+
 def test_few_examples_still_give_each_latent_its_posteriors_range():
     """One example: its posterior is the aggregate; N(mu, e^-2) has its 5 % and 95 % quantiles 2 * 1.645 * e^-1 apart."""
     vae, x, read, *_ = setup()

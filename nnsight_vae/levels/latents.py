@@ -95,7 +95,8 @@ def perturb_latents(
     with progress_bar("perturbing latents", len(moved.plan) * len(x), progress) as advance:
         read = run_interventions(vae, x, moved.plan, readout, eps=eps, progress=advance)
     read = read.view(len(moved.names), len(what), *read.shape[1:])
-    record = provenance(vae, None, readout, values=moved.record(what), n=len(x), manifold=manifold)
+    noise = "posterior mean" if eps is None else "shared eps"
+    record = provenance(vae, None, readout, values=moved.record(what), n=len(x), noise=noise, manifold=manifold)
     change = (read - baseline(vae, x, readout, eps=eps)).double().cpu().numpy().transpose(0, 1, 3, 2)
 
     def effects(array: np.ndarray, estimand: str, **more: Any) -> Effects:

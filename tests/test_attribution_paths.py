@@ -18,16 +18,20 @@ from vaes import ConvVAE, ResidualVAE, all_vaes, images, seeded
 import nnsight_vae as nv
 from nnsight_vae.attribution import (
     DecoderIntegratedGradients,
+    DecoderJacobian,
     Direction,
     Distribution,
     LabelFree,
     LatentConductance,
     LatentGradCam,
     LatentIntegratedGradients,
+    LatentShapley,
+    LatentShift,
     SourceIntegratedGradients,
     captum_forward,
     captum_layer,
     record_of,
+    unit_attributions,
 )
 
 X, B = images(ConvVAE, 4), images(ConvVAE, 4, seed=1)
@@ -514,6 +518,21 @@ def test_a_baseline_that_does_not_fit_is_refused(baseline, message):
         LatentIntegratedGradients(conv()).attribute(X, baselines=baseline, target=0)
 
 
+@pytest.mark.parametrize(
+    ("baseline", "reference"),
+    [(lambda x: x[..., :4], None), (lambda x: nv.Pairs(x[..., :4], x[..., :4]), None), (lambda x: "mean", 4)],
+)
+def test_a_convolutional_vae_refuses_a_baseline_of_another_size_and_keeps_its_own(baseline, reference):
+    model = seeded(ResidualVAE())
+    vae, x = nv.VAE(model), images(model, 4)
+    method = LatentIntegratedGradients(vae, reference=None if reference is None else x[..., :reference])
+    with pytest.raises(
+        nv.DataError, match=r"baselines: shape \(4, 1, 8, 4\) does not fit inputs of shape \('n', 1, 8, 8\)"
+    ):
+        method.attribute(x, baselines=baseline(x), target=0)
+    assert vae.sites["input"].shape == (1, 8, 8)
+
+
 def test_the_mean_of_one_image_is_refused_rather_than_explained_as_nothing():
     with pytest.raises(nv.DataError, match="reference=images"):
         LatentIntegratedGradients(conv()).attribute(X[:1], target=0)
@@ -703,11 +722,43 @@ def test_inputs_that_cannot_be_explained_are_refused(make, x, message):
         {"n_steps": True},
         {"n_steps": 1, "method": "riemann_trapezoid"},
         {"method": "x"},
+        {"internal_batch_size": 0},
+        {"internal_batch_size": "a"},
+        {"internal_batch_size": True},
     ],
 )
 def test_a_path_that_is_none_is_refused(make, path):
-    with pytest.raises(nv.DataError, match=r"n_steps must be|method must be"):
+    with pytest.raises(nv.DataError, match=r"(n_steps|method|internal_batch_size) must be"):
         make(conv()).attribute(X, baselines=B, target=0, **path)
+
+
+TOP = nv.readouts.Region({"top": (slice(0, 8), slice(0, 16))})
+METHODS = {
+    "pixels": lambda vae, x, z: LatentIntegratedGradients(vae).attribute(x, B, target=0),
+    "layer": lambda vae, x, z: LatentConductance(vae, "encoder.2").attribute(x, B, target=0),
+    "attention": lambda vae, x, z: LatentGradCam(vae, "encoder.2").attribute(x, target=0),
+    "label free": lambda vae, x, z: LabelFree(LatentIntegratedGradients(vae)).attribute(x, B),
+    "latents": lambda vae, x, z: DecoderIntegratedGradients(vae, TOP).attribute(z, target=0),
+    "jacobian": lambda vae, x, z: DecoderJacobian(vae).attribute(z),
+    "shift": lambda vae, x, z: LatentShift(vae, TOP).attribute(z, target=0, amount=0.001),
+    "units": lambda vae, x, z: unit_attributions(vae, nv.Pairs(x, B), ["encoder.2"], readout=TOP).values,
+    "shapley": lambda vae, x, z: LatentShapley(vae, TOP).attribute(z),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_inference_mode_is_refused_where_it_would_make_zeros_and_its_tensors_are_taken(name):
+    vae, z, run = conv(), torch.randn(4, 5, generator=torch.Generator().manual_seed(0)), METHODS[name]
+    expected = run(vae, X, z)
+    assert (expected != 0).any()
+    with torch.inference_mode():
+        x, code = X.clone(), z.clone()
+        if name == "shapley":  # takes no gradient
+            assert torch.equal(run(vae, x, code), expected)
+        else:
+            with pytest.raises(nv.DataError, match="inference_mode"):
+                run(vae, x, code)
+    np.testing.assert_array_equal(run(vae, x, code), expected)
 
 
 def test_latents_of_another_shape_are_refused():

@@ -88,6 +88,17 @@ def test_names_and_collapsed_latents_come_with_the_maps():
     assert labels[4].startswith("latent.mu[4]\n±")
 
 
+@pytest.mark.parametrize("target", [3, "latent.mu[3]"])
+def test_maps_of_one_target_are_one_row(target):
+    vae, x = nv.VAE(seeded(ConvVAE())), pictures(channels=3, size=16)
+    method = LatentIntegratedGradients(vae)
+    _, axes = plot_attribution_atlas(x, method.attribute(x, target=target, n_steps=60))
+    _, of_all = plot_attribution_atlas(x, method.attribute(x, n_steps=60))
+    assert axes.shape == (2, len(x))
+    assert axes[1, 0].get_ylabel() == of_all[4, 0].get_ylabel()
+    np.testing.assert_allclose(axes[1, 2].images[0].get_array(), of_all[4, 2].images[0].get_array(), atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("images", "maps", "names", "message"),
     [

@@ -292,6 +292,7 @@ def test_twelve_latents_are_exact_and_thirteen_are_sampled_or_refused():
         ({"method": "fast"}, "'auto', 'exact' or 'sampled'"),
         ({"method": "sampled", "n_samples": 5}, "even number"),
         ({"method": "sampled", "n_samples": 2}, "at least 4"),
+        ({"internal_batch_size": 0}, "internal_batch_size must be"),
         ({"feature_mask": torch.zeros(5)}, "integer tensor"),
         ({"feature_mask": torch.zeros(4, dtype=torch.long)}, r"shape \(4,\), expected \(5,\)"),
         ({"feature_mask": torch.tensor([0, 0, 1, 2, 3]), "return_convergence_delta": True}, "whole group's value"),

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nnsight_vae.attribution.baselines import Baseline, resolve_baseline
 from nnsight_vae.attribution.forward import CaptumForward, Explained, Origin, captum_forward
+from nnsight_vae.attribution.guards import require_gradients
 from nnsight_vae.attribution.targets import Targets, resolve_targets
 from nnsight_vae.errors import DataError, NnsightVaeWarning
 from nnsight_vae.interventions import Intervention
@@ -112,6 +113,7 @@ class VAEAttribution(Attribution):
     """
 
     forward_func: CaptumForward
+    _takes_gradients = True
 
     def __init__(
         self,
@@ -150,6 +152,8 @@ class VAEAttribution(Attribution):
         Raises:
             DataError, ReadoutError: an argument does not fit; before any work.
         """
+        if self._takes_gradients:
+            require_gradients()
         was_tuple = isinstance(inputs, tuple)
         x = self.forward_func.checked(_only(inputs, "inputs")).detach()
         rows = self._rows(_only(additional_forward_args, "additional_forward_args"), len(x))
@@ -205,9 +209,8 @@ class VAEAttribution(Attribution):
             change = self.change(call)
             delta = attributions.flatten(2).sum(2) - change
             flags |= self._incomplete(targets.names, delta, change, skip=flags)
-        squeeze = (lambda tensor: tensor) if targets.all else (lambda tensor: tensor[:, 0])
-        attributions = squeeze(attributions)
-        delta = None if delta is None else squeeze(delta)
+        if not targets.all:
+            attributions, delta = attributions[:, 0], None if delta is None else delta[:, 0]
         baseline = None if call.baseline is None else call.baseline.name
         self.record = Record(type(self).__name__, of, targets.names, targets.all, baseline, settings, flags, delta)
         attributions.record = self.record  # type: ignore[attr-defined]
@@ -226,8 +229,7 @@ class VAEAttribution(Attribution):
         """sum(attributions) - (f(end) - f(start)), per example (and per target for `target=None`)."""
         call = self.start(end_point, start_point, target, additional_forward_args)
         attributions = _only(attributions, "attributions")
-        if not call.targets.all:
-            attributions = attributions[:, None]
+        attributions = attributions if call.targets.all else attributions[:, None]
         delta = attributions.flatten(2).sum(2) - self.change(call)
         return delta if call.targets.all else delta[:, 0]
 
@@ -291,8 +293,6 @@ class VAEAttribution(Attribution):
 
 def _only(value: Any, name: str) -> Any:
     """The one member of a tuple of one: Captum's metrics wrap even a single tensor."""
-    if not isinstance(value, tuple):
-        return value
-    if len(value) != 1:
+    if isinstance(value, tuple) and len(value) != 1:
         raise DataError(f"{name} is a tuple of {len(value)}; a VAE has one input, pass the tensor.")
-    return value[0]
+    return value[0] if isinstance(value, tuple) else value

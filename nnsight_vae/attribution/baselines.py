@@ -117,18 +117,22 @@ def _given(spec: Any, forward: CaptumForward, x: Tensor) -> tuple[str, Tensor]:
 def _source(pairs: Pairs, forward: CaptumForward, x: Tensor) -> Tensor:
     if len(pairs) != len(x):
         raise DataError(f"baselines holds {len(pairs)} pairs for {len(x)} examples; pass pairs.base as inputs.")
-    source = forward.vae.checked(pairs.source)
     if forward.of == "input":
-        return _checked(source, forward)
+        return _checked(pairs.source, forward)
     with torch.no_grad():
-        posterior = forward.vae.encode(source)
+        posterior = forward.vae.encode(forward.vae.checked(pairs.source))
         return posterior.mu if pairs.eps is None else posterior.rsample(pairs.eps.to(posterior.mu))
 
 
 def _checked(value: Tensor, forward: CaptumForward) -> Tensor:
-    if isinstance(value, Tensor) and tuple(value.shape) == forward.input_shape:
-        value = value[None]
+    shape = forward.input_shape
+    if isinstance(value, Tensor):
+        value = value.detach()[None] if tuple(value.shape) == shape else value.detach()
+        if (
+            tuple(value.shape[1:]) != shape
+        ):  # a convolutional VAE would run images of another size, and take that for its own
+            raise DataError(f"baselines: shape {tuple(value.shape)} does not fit inputs of shape {('n', *shape)}.")
     try:
-        return forward.checked(value.detach() if isinstance(value, Tensor) else value)
+        return forward.checked(value)
     except DataError as error:
         raise DataError(f"baselines: {error}") from error

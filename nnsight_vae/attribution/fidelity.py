@@ -71,7 +71,7 @@ def infidelity(
         scale: standard deviation of the noise; None: 2 % of the range of the inputs.
         n_perturbations: perturbations of each input.
         seed: of the perturbations.
-        settings: of the method's `attribute`.
+        settings: of the method's `attribute`; `abs=False` for Captum's `Saliency`, whose default throws the signs away.
 
     Raises:
         DataError: the perturbation does not match the method, or attributions are not shaped like the inputs.

@@ -133,6 +133,7 @@ class CaptumForward(nn.Module):
         inputs.require_form(x, name, None if parameter is None else parameter.dtype)
         inputs.require_finite(x, name)
         x = x if parameter is None else x.to(parameter.device)
+        x = x.clone() if x.is_inference() else x  # made in inference mode, it could not require grad
         if self.of == "input":
             self.vae.layout(x)
         if tuple(x.shape[1:]) != self.input_shape:

@@ -67,7 +67,7 @@ class _PathAttribution(VAEAttribution):
         Raises:
             DataError, ReadoutError: inputs, baselines or target do not fit; before any work.
         """
-        require_steps(n_steps, method)
+        require_steps(n_steps, method, internal_batch_size)
         call = self.start(inputs, baselines, target, additional_forward_args)
         with guarded(self.vae):
             attributions = self._along_paths(call, n_steps, method, internal_batch_size)
@@ -154,17 +154,29 @@ def gradients_of(columns: Sequence[Float[Tensor, " r"]], at: Tensor) -> list[Ten
     return gradients
 
 
-def require_steps(n_steps: Any, method: Any) -> None:
+def require_steps(n_steps: Any, method: Any, internal_batch_size: Any = None) -> None:
     """Refuse a path that Captum's quadratures cannot take.
 
     Raises:
-        DataError: n_steps is no positive integer, or method no quadrature.
+        DataError: n_steps or internal_batch_size is no positive integer, or method no quadrature.
     """
+    require_batch_size(internal_batch_size)
     if method not in SUPPORTED_METHODS:
         raise DataError(f"method must be one of {', '.join(map(repr, SUPPORTED_METHODS))}, got {method!r}.")
     least = 2 if method == "riemann_trapezoid" else 1
     if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < least:
         raise DataError(f"n_steps must be an integer of at least {least} for {method!r}, got {n_steps!r}.")
+
+
+def require_batch_size(internal_batch_size: Any) -> None:
+    """Refuse what is no number of rows.
+
+    Raises:
+        DataError: it is neither None nor a positive integer.
+    """
+    size = internal_batch_size
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+        raise DataError(f"internal_batch_size must be None or a positive number of rows, got {size!r}.")
 
 
 class LatentIntegratedGradients(_PathAttribution):

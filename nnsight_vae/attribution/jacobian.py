@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from nnsight_vae.attribution.base import VAEAttribution
-from nnsight_vae.attribution.guards import guarded
+from nnsight_vae.attribution.guards import guarded, require_gradients
 from nnsight_vae.attribution.passes import rows_per_pass
 from nnsight_vae.errors import NnsightVaeError
 from nnsight_vae.interventions import Intervention
@@ -155,6 +155,7 @@ class DecoderJacobian(VAEAttribution):
             inputs: latents z.
             additional_forward_args: which example each row is; only where interventions differ by example.
         """
+        require_gradients()
         x = self.forward_func.checked(inputs).detach()
         rows = self._rows(additional_forward_args, len(x))
         return Jacobian(self._columns(x, rows, lambda output, places: output), self._latents(), self.forward_func.names)

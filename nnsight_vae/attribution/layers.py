@@ -133,7 +133,7 @@ class LatentConductance(_LayerAttribution):
         Raises:
             DataError, ReadoutError: inputs, baselines or target do not fit; before any work.
         """
-        require_steps(n_steps, method)
+        require_steps(n_steps, method, internal_batch_size)
         call = self.start(inputs, baselines, target, additional_forward_args)
         with guarded(self.vae):
             attributions = self._along_paths(call, n_steps, method, internal_batch_size)

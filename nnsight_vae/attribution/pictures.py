@@ -39,7 +39,7 @@ def plot_attribution_atlas(
 
     Args:
         images: the inputs, in [0, 1].
-        maps: what `attribute(images, target=None)` returned.
+        maps: what `attribute(images, target=None)` returned; that of one target is an atlas of one row.
         names: of the targets; None: those that travel with the maps.
         dead: rows that are dead; None: those the maps' record calls collapsed.
 
@@ -51,6 +51,8 @@ def plot_attribution_atlas(
     record = record_of(maps) if isinstance(maps, Tensor) else None
     pictures = channels_last(images, 4)
     values = _finite(maps, "maps")
+    if record is not None and not record.target_axis:
+        values = values[:, None]
     values = values.sum(2) if values.ndim == 5 else values
     n, height, width = pictures.shape[:3]
     if values.ndim != 4 or values.shape[0] != n or values.shape[2:] != (height, width):

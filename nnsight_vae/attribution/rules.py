@@ -74,9 +74,9 @@ def refuse_method(forward: CaptumForward, method: type[Any]) -> None:
     found = _without_rule(forward, rules)
     if method.__name__.endswith("LRP"):
         raise NnsightVaeError(
-            f"{method.__name__} has no rules for the layers between {forward.of} and {_named(forward)} (Flatten, Unflatten, "
-            f"ConvTranspose2d{''.join(', ' + name for name in found)}), and a failed run spoils the model for the next; use zennit's "
-            "EpsilonPlus composite on vae.unwrap(), or IntegratedGradients, which needs no rules."
+            f"{method.__name__} has rules for few layers (none for Flatten, Unflatten or ConvTranspose2d"
+            f"{''.join(', nor here for ' + name for name in found)}), and a run that fails at one spoils the model for the next; use "
+            "zennit's EpsilonPlus composite on vae.unwrap(), or IntegratedGradients, which needs no rules."
         )
     if found:
         raise NnsightVaeError(

@@ -13,6 +13,7 @@ from torch import Tensor
 from nnsight_vae.attribution.base import Call, VAEAttribution
 from nnsight_vae.attribution.forward import Explained
 from nnsight_vae.attribution.games import Game, exact_shapley, sampled_shapley
+from nnsight_vae.attribution.gradients import require_batch_size
 from nnsight_vae.attribution.guards import guarded
 from nnsight_vae.attribution.passes import rows_per_pass
 from nnsight_vae.errors import DataError
@@ -57,6 +58,8 @@ class LatentShapley(VAEAttribution):
         >>> torch.allclose(values.sum(2), moved, atol=1e-6)
         True
     """
+
+    _takes_gradients = False
 
     def __init__(
         self,
@@ -106,6 +109,7 @@ class LatentShapley(VAEAttribution):
         Raises:
             DataError: something does not fit, or `"exact"` was asked for with more than 12 latents or groups.
         """
+        require_batch_size(internal_batch_size)
         call = self.start(inputs, baselines, target, additional_forward_args)
         players = _players(feature_mask, call.x)
         n_players = int(players.max()) + 1

@@ -89,7 +89,7 @@ class SourceIntegratedGradients(VAEAttribution):
             DataError, ReadoutError: inputs, baselines or target do not fit; before any work.
             SiteError: the operation does not return one float tensor with a row per example.
         """
-        require_steps(n_steps, method)
+        require_steps(n_steps, method, internal_batch_size)
         call = self.start(inputs, baselines, target, additional_forward_args)
         with guarded(self.vae):
             end = self._output(call.x)

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnsight_vae.arguments import require
+from nnsight_vae.attribution.guards import require_gradients
 from nnsight_vae.circuits.pair_run import read
 from nnsight_vae.circuits.quadrature import Rule, gauss_legendre, path_gradients
 from nnsight_vae.effects import Effects
@@ -79,6 +80,7 @@ def unit_attributions(
         >>> unit_attributions(vae, pairs, ["latent.z"], readout=top).units
         ('latent.z[0]', 'latent.z[1]', 'latent.z[2]')
     """
+    require_gradients()
     rules = _rules(method, n_steps)
     require(vae, pairs, readout)
     base, eps = checked_batch(vae, pairs.base, pairs.eps)

@@ -12,13 +12,13 @@ from jaxtyping import Float, Shaped
 from nnsight_vae import significance, trends
 from nnsight_vae.effects import Effects
 from nnsight_vae.errors import DataError
+from nnsight_vae.testing import enough_flips
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_FLIPS_AT_LEAST, _FLIPS_AT_MOST = 1_999, 9_999
 _SLOPE = {"effect": "slope", "ci_low": "slope_low", "ci_high": "slope_high", "p": "slope_p", "q": "slope_q"}
 
 
@@ -136,11 +136,11 @@ class DoseResponse:
         Warns:
             NnsightVaeWarning: fewer than 10 clusters.
         """
-        if not 0 < q < 1 or min_effect < 0:
+        if not (0 < q < 1 and 0 <= min_effect < np.inf):
             raise DataError(f"q={q}, min_effect={min_effect}: expected a rate q in (0, 1) and min_effect >= 0.")
         curve = self.values.mean(axis=2)
         linear = trends.linear_share(curve, self.doses)
-        p = self.pvalues(min_effect, seed=seed)
+        p = self.pvalues(min_effect, q=q, seed=seed)
         adjusted = significance.benjamini_hochberg(p)
         slope = self.trend.select(targets="slope").to_frame(seed=seed)
         others = {name: self.trend.mean()[:, i] for i, name in enumerate(self.trend.targets) if i}
@@ -159,15 +159,15 @@ class DoseResponse:
             )
         )
 
-    def pvalues(self, min_effect: float = 0.0, *, seed: int = 0) -> Float[np.ndarray, " unit"]:
+    def pvalues(self, min_effect: float = 0.0, *, q: float = 0.05, seed: int = 0) -> Float[np.ndarray, " unit"]:
         """Per unit, the p-value of "the mean response is the same at every dose" (`trends.flatness_pvalues`).
 
         Args:
             min_effect: with it, of "it is nowhere further than this from its mean over doses".
+            q: false discovery rate at which sign flips shall be enough to find a lone unit (at least 1,999, at most 9,999).
             seed: of the sign flips.
         """
-        needed = significance.permutations_needed(len(self.units), q=0.05)
-        n_perm = min(max(needed, _FLIPS_AT_LEAST), _FLIPS_AT_MOST)
+        n_perm = enough_flips(len(self.units), q)
         return trends.flatness_pvalues(self.values, self.groups, min_effect=min_effect, n_perm=n_perm, seed=seed)
 
     def plot(self, top: int = 6) -> tuple[Figure, Axes]:
@@ -183,7 +183,9 @@ class DoseResponse:
     def _shapes(
         self, responds: np.ndarray, linear: np.ndarray, q: float, min_effect: float, seed: int
     ) -> list[str | None]:
-        p = self.steps.pvalues(seed=seed, min_effect=min_effect / len(self.steps.targets))
+        n_tests = len(self.units) * len(self.steps.targets)
+        flips, least = enough_flips(n_tests, q), min_effect / len(self.steps.targets)
+        p = self.steps.pvalues(flips, seed, min_effect=least)
         passed, mean = significance.benjamini_hochberg(p) <= q, self.steps.mean()
         rises, falls = passed & (mean > 0), passed & (mean < 0)
         return [trends.shape(rises[u], falls[u], linear[u]) if responds[u] else None for u in range(len(self.units))]

@@ -275,6 +275,16 @@ def test_a_least_effect_is_part_of_what_is_tested():
     assert response.pvalues(0.3)[0] > 0.01
 
 
+def test_a_lone_unit_is_found_at_a_strict_rate_too():
+    """At .01 among 100 units its p-value must be at most 1e-4, below what 1,999 sign flips can show."""
+    values = np.random.default_rng(11).normal(size=(100, 3, 40))
+    values[7] += np.array([-3.0, 0.0, 3.0])[:, None]
+    names = tuple(f"fc[{i}]" for i in range(100))
+    frame = DoseResponse(values, names, np.array([-1.0, 0.0, 1.0]), "angle").to_frame(q=0.01)
+    assert frame.unit[frame.responds].tolist() == ["fc[7]"]
+    assert frame.loc[7, "shape"] in ("linear", "monotone")
+
+
 def test_responses_and_steps_are_found_at_a_false_discovery_rate_over_units_and_over_units_x_steps():
     """One clear step each in half of the units: uncorrected, some of the other steps would pass as well."""
     values = 0.3 * curves(12, (40, 5, 20))
@@ -423,7 +433,7 @@ def test_what_is_no_model_or_no_doses_is_refused():
     with pytest.raises(nv.DataError):
         nv.dose_response(vae, nv.Doses(torch.stack([X, X]), [0, 1]))
     response = nv.dose_response(vae, doses, SITES)
-    for q, min_effect in ((0, 0), (1, 0), (0.05, -1)):
+    for q, min_effect in ((0, 0), (1, 0), (0.05, -1), (0.05, float("nan"))):
         with pytest.raises(nv.DataError, match="expected a rate q"):
             response.to_frame(q=q, min_effect=min_effect)
     with pytest.raises(nv.DataError, match="top=0"):

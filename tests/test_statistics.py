@@ -154,6 +154,7 @@ def test_few_clusters_are_enumerated_exactly_as_by_hand():
     flipped = np.abs(values @ patterns[:, groups].T)
     by_hand = (flipped >= np.abs(values.sum(axis=1))[:, None] - 1e-12).mean(axis=1)
     np.testing.assert_allclose(significance.sign_flip_pvalues(values, groups), by_hand)
+    np.testing.assert_allclose(significance.sign_flip_pvalues(values, groups, n_perm=31), by_hand)  # 2^5 - 1: as many
     assert significance.smallest_pvalue(6, 9999) == 2 / 64
 
 

@@ -76,6 +76,16 @@ def test_a_mean_within_the_minimum_effect_has_p_one(ids, family_wise):
     assert p[1] < 0.01
 
 
+def test_effects_within_the_minimum_effect_keep_their_place_in_the_maximum():
+    """The family is what was tested; leaving out what looks small would choose it by the data."""
+    values = np.random.default_rng(27).normal(size=(30, 40))
+    values -= values.mean(axis=1, keepdims=True)
+    values[0] += 0.7
+    alone, among = (significance.max_t_pvalues(each, min_effect=0.2)[0] for each in (values[:1], values))
+    assert alone < 0.01
+    assert among > 5 * alone
+
+
 @settings(max_examples=20, derandomize=True, deadline=None)
 @given(st.integers(0, 10_000), st.booleans(), st.floats(0, 0.5), st.floats(0, 0.5))
 def test_p_grows_with_the_minimum_effect(seed, both_ways, one, other):

@@ -95,9 +95,7 @@ class FactorObjective(Objective):
         with torch.no_grad():
             mu, logvar = run.module.encode(x)
             others = mu + torch.exp(0.5 * logvar) * torch.randn(mu.shape, generator=run.generator).to(mu)
-        loss = _adversary(run).update(latents, others, run.generator)
-        run.require_finite(loss)
-        return {"discriminator": loss}
+        return {"discriminator": _adversary(run).update(latents, others, run.generator)}
 
 
 @dataclass(frozen=True)

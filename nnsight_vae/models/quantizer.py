@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 DECAY = 0.99
-DEAD = 0.1  # vectors a minibatch, on average, below which a code is dead
+DEAD = 0.1  # share of an even usage, the vectors of a minibatch over the codes, below which a code is dead
 
 
 class VectorQuantizer(nn.Module):
@@ -57,8 +57,9 @@ class VectorQuantizer(nn.Module):
     def update(self, h: Float[Tensor, "n channel *position"], generator: torch.Generator) -> Float[Tensor, ""]:
         """Move the codes towards the encodings of a minibatch: one step of `moving_codes`, then dead codes start again.
 
-        A code of which fewer than `DEAD` vectors a minibatch were nearest, averaged as its usage is, becomes a random
-        encoding of this minibatch with a usage of one.
+        A code whose usage falls below `DEAD` of an even one becomes a random encoding of this minibatch, with just that
+        usage: it starts again after the next step too if it is not used then, so that codes keep up with encodings that
+        are still on the move.
 
         Args:
             h: encodings, with the codes of which this minibatch was decoded still in place.
@@ -72,9 +73,10 @@ class VectorQuantizer(nn.Module):
         vectors = h.movedim(1, -1).flatten(0, -2)
         nearest = nearest_code(h, self.codebook).flatten()
         usage, sums = moving_codes(vectors, nearest, self.usage, self.sums)
-        dead = (usage < DEAD).nonzero().flatten()
+        least = DEAD * len(vectors) / len(usage)
+        dead = (usage < least).nonzero().flatten()
         drawn = torch.randint(len(vectors), (len(dead),), generator=generator).to(vectors.device)
-        usage[dead], sums[dead] = 1.0, vectors[drawn]
+        usage[dead], sums[dead] = least, least * vectors[drawn]
         # In place: whoever holds the codebook (an adapter, a trace) goes on holding the current one.
         self.usage.copy_(usage)
         self.sums.copy_(sums)

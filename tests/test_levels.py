@@ -117,6 +117,16 @@ def test_permuting_pairs_permutes_results(world):
     np.testing.assert_allclose(shuffled, straight[:, :, order.numpy()], atol=1e-6)
 
 
+def test_patching_of_crossed_pairs_is_clustered_by_base_and_by_source():
+    vae, pairs, read, _ = setup()
+    crossed = nv.Pairs.crossed(pairs.base[:4], pairs.source[:3])
+    both = nv.patch_activations(vae, crossed, ["latent.z"], readout=read)
+    ablated = nv.patch_activations(vae, crossed, ["latent.z"], readout=read, ablation="zero", direction="noising")
+    for effects in (both, *both.parts.values(), ablated):
+        assert effects.groups.tolist() == np.repeat(range(4), 3).tolist()
+        assert effects.source_groups.tolist() == [0, 1, 2] * 4
+
+
 def test_a_dead_unit_has_no_effect():
     vae, pairs, read, _ = setup()
     with torch.no_grad():

@@ -14,9 +14,7 @@ from .adapters.adapt import adapt as adapt
 from .circuits.export import export as export, read_circuit as read_circuit
 from .circuits.scores import score_edges as score_edges
 from .circuits.search import extract_circuit as extract_circuit
-from .dose_result import DoseResponse as DoseResponse
 from .doses import Doses as Doses
-from .effects import Effects as Effects
 from .engine import Output as Output, intervene as intervene
 from .errors import (
     AdapterError as AdapterError,
@@ -45,16 +43,18 @@ from .levels.inputs import manipulate_inputs as manipulate_inputs
 from .levels.latent_metrics import latent_metrics as latent_metrics
 from .levels.latents import perturb_latents as perturb_latents
 from .levels.mediation import mediate as mediate
-from .levels.paths import path_effects as path_effects
 from .levels.patching import patch_activations as patch_activations
+from .levels.paths import path_effects as path_effects
 from .levels.shapley import sequential_mediators as sequential_mediators, shapley_mediators as shapley_mediators
 from .loading import load as load
-from .mediation_result import Mediation as Mediation
 from .models import zoo as zoo
 from .pairs import Pairs as Pairs
 from .posterior import Posterior as Posterior
-from .proportion import Proportion as Proportion
 from .report.analysis import analyze as analyze
+from .results.dose_response import DoseResponse as DoseResponse
+from .results.effects import Effects as Effects
+from .results.mediation import Mediation as Mediation
+from .results.proportion import Proportion as Proportion
 from .sites import Selection as Selection, Site as Site, Unit as Unit
 from .vae import VAE as VAE
 

@@ -9,13 +9,13 @@ import numpy as np
 from nnsight_vae._canvas import new_figure, quiet, title
 from nnsight_vae.circuits.style import FAINT
 from nnsight_vae.errors import DataError
-from nnsight_vae.statistics import mean_interval
+from nnsight_vae.stats.intervals import mean_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from nnsight_vae.dose_result import DoseResponse
+    from nnsight_vae.results.dose_response import DoseResponse
 
 # Okabe & Ito's palette, told apart with every common colour blindness; markers and end labels tell without colour.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")

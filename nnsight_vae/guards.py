@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from nnsight_vae.clusters import Design
 from nnsight_vae.errors import NnsightVaeWarning
 from nnsight_vae.readouts import Readout
-from nnsight_vae.significance import holm
-from nnsight_vae.standard_errors import t_pvalues
+from nnsight_vae.stats.clusters import Design
+from nnsight_vae.stats.significance import holm
+from nnsight_vae.stats.standard_errors import t_pvalues
 
-# below this the coverage of an interval hangs on how skewed the effects are (statistics.mean_interval)
+# below this the coverage of an interval hangs on how skewed the effects are (stats.intervals.mean_interval)
 FEW_CLUSTERS = 10
 _CLEAR = 0.05  # family-wise level at which an effect counts as clear
 _FLAT = 1e-4  # gradient at the base beside the gradient at the source; rounding alone gives about 1e-7

@@ -33,15 +33,15 @@ from nnsight_vae.circuits.draw import plot_circuit, plot_factor_graph
 from nnsight_vae.circuits.style import FAINT, INK, LOWERS, NEUTRAL, RAISES
 from nnsight_vae.dose_plot import plot_dose_response
 from nnsight_vae.errors import DataError
-from nnsight_vae.statistics import mean_interval
+from nnsight_vae.stats.intervals import mean_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from torch import Tensor
 
-    from nnsight_vae.effects import Effects
-    from nnsight_vae.mediation_result import Mediation
+    from nnsight_vae.results.effects import Effects
+    from nnsight_vae.results.mediation import Mediation
 
 __all__ = [
     "plot_circuit",
@@ -159,7 +159,7 @@ def plot_mediation(mediation: Mediation) -> tuple[Figure, np.ndarray]:
 
     Returns: the figure and its axes, [target].
     """
-    from nnsight_vae.mediation_table import rows
+    from nnsight_vae.results.mediation_table import rows
 
     targets = mediation.targets[:MOST_PANELS]
     names = list(mediation.quantities)

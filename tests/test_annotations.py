@@ -16,7 +16,7 @@ import pytest
 FILES = [
     "statistics",
     "intervals",
-    "testing",
+    "discovery",
     "effects",
     "mediation_result",
     "mediation_intervals",

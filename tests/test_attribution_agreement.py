@@ -15,8 +15,8 @@ import nnsight_vae as nv
 from nnsight_vae import engine
 from nnsight_vae.attribution import LatentIntegratedGradients, LatentShapley, agreement, unit_attributions
 from nnsight_vae.attribution.agreements import pearson, spearman, top_overlap
-from nnsight_vae.effects import Effects
 from nnsight_vae.engine import baseline
+from nnsight_vae.results.effects import Effects
 
 few = settings(max_examples=20, deadline=None, derandomize=True)
 LATENTS = nv.readouts.Latents(5)

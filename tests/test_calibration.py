@@ -7,7 +7,7 @@ would then go together, so the simulations are spread over calls with seeds of t
 import numpy as np
 import pytest
 
-from nnsight_vae import statistics
+from nnsight_vae.stats import intervals
 
 SIMULATED = 2000
 
@@ -28,7 +28,7 @@ def coverage(values, *ids, truth=0.0, n_boot=600, **options):
     """Share of the rows of `values` whose interval holds the truth."""
     held = []
     for seed, rows in enumerate(np.array_split(values, 20)):
-        low, high = statistics.mean_interval(rows, *ids, n_boot=n_boot, seed=seed, **options)
+        low, high = intervals.mean_interval(rows, *ids, n_boot=n_boot, seed=seed, **options)
         held.append((low <= truth) & (truth <= high))
     return np.concatenate(held).mean()
 

@@ -15,8 +15,8 @@ from test_engine import record
 from vaes import all_vaes, images
 
 import nnsight_vae as nv
-from nnsight_vae import significance, trends
-from nnsight_vae.dose_result import DoseResponse
+from nnsight_vae.results.dose_response import DoseResponse
+from nnsight_vae.stats import significance, trends
 
 WORLD = LinearWorld()
 SITES = ["enc", "latent.mu"]

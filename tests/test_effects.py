@@ -6,10 +6,10 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-from nnsight_vae import significance, statistics
-from nnsight_vae.effects import Effects
 from nnsight_vae.errors import DataError, NnsightVaeWarning, ReadoutError, SiteError
-from nnsight_vae.standard_errors import t_pvalues
+from nnsight_vae.results.effects import Effects
+from nnsight_vae.stats import intervals, significance
+from nnsight_vae.stats.standard_errors import t_pvalues
 
 mpl.use("Agg")
 
@@ -36,7 +36,7 @@ def effects():
 
 def test_intervals_and_p_are_those_of_the_pure_functions_over_clusters(effects):
     low, high = effects.ci(level=0.9, n_boot=300, seed=5)
-    expected = statistics.mean_interval(effects.values, effects.groups, level=0.9, n_boot=300, seed=5)
+    expected = intervals.mean_interval(effects.values, effects.groups, level=0.9, n_boot=300, seed=5)
     np.testing.assert_array_equal([low, high], expected)
     np.testing.assert_array_equal(
         effects.pvalues(n_perm=99, seed=5),
@@ -51,7 +51,7 @@ def test_reused_sources_reach_every_interval_and_test():
     assert effects.n_clusters == 10
     assert "(10 bases x 12 sources)" in repr(effects)
     for method in ("bootstrap-t", "t", "percentile"):
-        expected = statistics.mean_interval(effects.values, *ids.values(), method=method, n_boot=99, seed=3)
+        expected = intervals.mean_interval(effects.values, *ids.values(), method=method, n_boot=99, seed=3)
         np.testing.assert_array_equal(effects.ci(n_boot=99, seed=3, method=method), expected)
     p = t_pvalues(effects.values, *ids.values(), min_effect=0.1)
     np.testing.assert_array_equal(effects.pvalues(min_effect=0.1), p)

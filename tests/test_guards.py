@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from nnsight_vae import guards, readouts
-from nnsight_vae.clusters import Design
-from nnsight_vae.effects import Effects
 from nnsight_vae.errors import NnsightVaeWarning
+from nnsight_vae.results.effects import Effects
+from nnsight_vae.stats.clusters import Design
 
 
 def silent(call, *args, **options):

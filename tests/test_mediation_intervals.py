@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from nnsight_vae import statistics
-from nnsight_vae.effects import Effects
 from nnsight_vae.errors import DataError
-from nnsight_vae.fieller import fieller_interval
-from nnsight_vae.proportion import proportions
-from nnsight_vae.standard_errors import t_interval
+from nnsight_vae.results.effects import Effects
+from nnsight_vae.results.proportion import proportions
+from nnsight_vae.stats import intervals
+from nnsight_vae.stats.fieller import fieller_interval
+from nnsight_vae.stats.standard_errors import t_interval
 
 N_PAIRS = 100
 INDIRECT = 0.5  # true mean of TNIE
@@ -53,7 +53,7 @@ def test_fieller_covers_as_often_as_it_says_however_near_the_total_effect_is_to_
 
 def test_the_percentile_interval_covers_where_the_total_effect_is_clear():
     tnie, te = samples(2.0, 1000)
-    low, high = statistics.bootstrap_ratio_interval(tnie, te, n_boot=500)
+    low, high = intervals.bootstrap_ratio_interval(tnie, te, n_boot=500)
     assert 0.925 <= covers(INDIRECT / 2, low, high).mean() <= 0.965
     both = fieller_interval(tnie, te)
     assert np.median(high - low) == pytest.approx(np.median(both[1] - both[0]), rel=0.05)
@@ -147,14 +147,14 @@ def effects(values: np.ndarray, name: str, **ids) -> Effects:
 def test_a_proportion_is_reported_with_either_interval_or_refused_with_a_reason():
     tnie, te = (np.concatenate(parts) for parts in zip(samples(2.0, 1), samples(0.0, 1, seed=1), strict=True))
     for interval, bounds in (
-        ("percentile", statistics.bootstrap_ratio_interval(tnie, te)),
+        ("percentile", intervals.bootstrap_ratio_interval(tnie, te)),
         ("fieller", fieller_interval(tnie, te)),
     ):
         found = proportions(effects(tnie, "TNIE"), effects(te, "TE"), interval=interval)
         assert found["y0"].value == pytest.approx(tnie[0].mean() / te[0].mean())
         assert (found["y0"].low, found["y0"].high) == (bounds[0][0], bounds[1][0])
         assert (found["y1"].value, found["y1"].low, found["y1"].high) == (None, None, None)
-        low, high = statistics.mean_interval(te)
+        low, high = intervals.mean_interval(te)
         assert found["y1"].reason == f"the interval of TE, [{low[1]:.3g}, {high[1]:.3g}], contains 0"
 
 
@@ -163,7 +163,7 @@ def test_an_unbounded_set_is_no_interval_even_where_a_bootstrap_lets_the_total_e
     rng = np.random.default_rng(6)
     for _ in range(300):
         te = rng.exponential(1.0, (1, 12)) - 0.45
-        clear = statistics.mean_interval(te)[0][0] > 0
+        clear = intervals.mean_interval(te)[0][0] > 0
         if clear and np.isinf(fieller_interval(te, te)[0][0]):
             break
     else:
@@ -181,7 +181,7 @@ def test_a_proportion_uses_both_clusterings():
     tnie = 0.3 * te + rng.normal(size=8)[i] + rng.normal(size=8)[j]
     ids = {"groups": i, "source_groups": j}
     for interval, bounds in (
-        ("percentile", statistics.bootstrap_ratio_interval(tnie, te, i, j)),
+        ("percentile", intervals.bootstrap_ratio_interval(tnie, te, i, j)),
         ("fieller", fieller_interval(tnie, te, i, j)),
     ):
         share = proportions(effects(tnie, "TNIE", **ids), effects(te, "TE", **ids), interval=interval)["y0"]

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from matplotlib.colors import to_hex
 
-from nnsight_vae import statistics
 from nnsight_vae.circuits.style import LOWERS, NEUTRAL, RAISES
-from nnsight_vae.effects import Effects
 from nnsight_vae.errors import DataError
-from nnsight_vae.fieller import fieller_interval
-from nnsight_vae.mediation_result import Mediation
+from nnsight_vae.results.effects import Effects
+from nnsight_vae.results.mediation import Mediation
+from nnsight_vae.stats import intervals
+from nnsight_vae.stats.fieller import fieller_interval
 
 QUANTITIES = ("te", "nde", "pnie", "tnie", "interaction")
 # M = a0 + a X + e;  Y = b0 + c X + b M + d X M + e'  (research note on mediation, analytic fixture)
@@ -134,7 +134,7 @@ def test_intervals_are_clustered_by_base_image():
         low, high = m.te.ci()
         width[name] = (high - low).item()
         share = m.proportion["y"]
-        expected = statistics.bootstrap_ratio_interval(m.tnie.values[0], m.te.values[0], ids)
+        expected = intervals.bootstrap_ratio_interval(m.tnie.values[0], m.te.values[0], ids)
         assert [share.low, share.high] == [bound.item() for bound in expected]
     assert width["clustered"] > 2 * width["naive"]
 

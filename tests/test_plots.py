@@ -16,8 +16,8 @@ from matplotlib.text import Text
 from nnsight_vae import CircuitError, DataError, plots
 from nnsight_vae.circuits.scene import scene
 from nnsight_vae.circuits.style import LOWERS, NEUTRAL, RAISES
-from nnsight_vae.effects import Effects
-from nnsight_vae.mediation_result import Mediation
+from nnsight_vae.results.effects import Effects
+from nnsight_vae.results.mediation import Mediation
 
 PENDULUM = nx.DiGraph([("angle", "length"), ("angle", "position"), ("light", "length"), ("light", "position")])
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from nnsight_vae import clusters, significance, statistics
 from nnsight_vae.errors import DataError
+from nnsight_vae.stats import clusters, intervals, significance
 
 
 def clustered(n_cells, n_clusters, per_cluster, between=1.0, within=0.3, *, rng):
@@ -27,25 +27,25 @@ def covers_zero(low, high):
 
 def test_interval_covers_a_gaussian_mean_as_often_as_it_says():
     values = np.random.default_rng(1).normal(size=(3000, 100))
-    assert 0.93 <= covers_zero(*statistics.bootstrap_interval(values, n_boot=1000)) <= 0.97
-    assert 0.77 <= covers_zero(*statistics.bootstrap_interval(values, n_boot=1000, level=0.8)) <= 0.83
+    assert 0.93 <= covers_zero(*intervals.bootstrap_interval(values, n_boot=1000)) <= 0.97
+    assert 0.77 <= covers_zero(*intervals.bootstrap_interval(values, n_boot=1000, level=0.8)) <= 0.83
 
 
 @pytest.mark.parametrize(("n", "stated"), [(5, 0.84), (10, 0.90), (20, 0.92), (40, 0.935)])
 def test_coverage_with_few_clusters_is_what_the_docstring_states(n, stated):
     values = np.random.default_rng(2).normal(size=(4000, n))
-    assert covers_zero(*statistics.bootstrap_interval(values, n_boot=1000)) == pytest.approx(stated, abs=0.015)
+    assert covers_zero(*intervals.bootstrap_interval(values, n_boot=1000)) == pytest.approx(stated, abs=0.015)
 
 
 def test_pairs_that_share_a_base_image_need_the_clustered_interval():
     values, groups = clustered(1500, 60, 5, rng=np.random.default_rng(3))
-    assert covers_zero(*statistics.bootstrap_interval(values, n_boot=500)) < 0.75
-    assert 0.92 <= covers_zero(*statistics.bootstrap_interval(values, groups, n_boot=500)) <= 0.97
+    assert covers_zero(*intervals.bootstrap_interval(values, n_boot=500)) < 0.75
+    assert 0.92 <= covers_zero(*intervals.bootstrap_interval(values, groups, n_boot=500)) <= 0.97
 
 
 def test_interval_equals_scipys_percentile_bootstrap_within_monte_carlo_error():
     values = np.random.default_rng(4).gamma(2.0, size=(3, 80))
-    low, high = statistics.bootstrap_interval(values, n_boot=20_000)
+    low, high = intervals.bootstrap_interval(values, n_boot=20_000)
     theirs = scipy.stats.bootstrap(
         (values,), np.mean, axis=1, n_resamples=20_000, method="percentile", rng=np.random.default_rng(5)
     )
@@ -58,7 +58,7 @@ def test_ratio_interval_equals_scipys_paired_bootstrap_within_monte_carlo_error(
     rng = np.random.default_rng(6)
     bottom = rng.normal(2.0, 1.0, 80)
     top = 0.5 * bottom + rng.normal(0, 0.3, 80)
-    low, high = statistics.bootstrap_ratio_interval(top, bottom, n_boot=20_000)
+    low, high = intervals.bootstrap_ratio_interval(top, bottom, n_boot=20_000)
     theirs = scipy.stats.bootstrap(
         (top, bottom),
         lambda a, b, axis: a.mean(axis=axis) / b.mean(axis=axis),
@@ -79,7 +79,7 @@ def test_unequal_clusters_equal_a_literal_resampling_of_whole_clusters():
     values = rng.normal(size=12)[groups] + rng.normal(size=groups.size)
     members = [values[groups == g] for g in range(12)]
     means = [np.concatenate([members[c] for c in rng.integers(12, size=12)]).mean() for _ in range(10_000)]
-    low, high = statistics.bootstrap_interval(values, groups, n_boot=10_000)
+    low, high = intervals.bootstrap_interval(values, groups, n_boot=10_000)
     error = 0.1 * np.std(means)
     assert low == pytest.approx(np.quantile(means, 0.025), abs=error)
     assert high == pytest.approx(np.quantile(means, 0.975), abs=error)
@@ -87,7 +87,7 @@ def test_unequal_clusters_equal_a_literal_resampling_of_whole_clusters():
 
 def test_an_effect_of_zero_for_every_pair_has_the_interval_zero_zero_and_p_one():
     values = np.vstack([np.zeros(30), np.ones(30)])
-    low, high = statistics.bootstrap_interval(values)
+    low, high = intervals.bootstrap_interval(values)
     assert (low[0], high[0], low[1], high[1]) == (0, 0, 1, 1)
     for test in (significance.sign_flip_pvalues, significance.max_t_pvalues):
         assert test(values, n_perm=199).tolist() == [1.0, 1 / 200]
@@ -97,8 +97,8 @@ def test_results_do_not_depend_on_how_the_cells_are_cut_into_slabs(monkeypatch):
     values, groups = clustered(23, 17, 3, rng=np.random.default_rng(9))
     values = values.reshape(1, 23, -1) + 0.3
     calls = {
-        "interval": lambda: np.stack(statistics.bootstrap_interval(values, groups, n_boot=50)),
-        "ratio": lambda: np.stack(statistics.bootstrap_ratio_interval(values, values**2, groups, n_boot=50)),
+        "interval": lambda: np.stack(intervals.bootstrap_interval(values, groups, n_boot=50)),
+        "ratio": lambda: np.stack(intervals.bootstrap_ratio_interval(values, values**2, groups, n_boot=50)),
         "p": lambda: significance.sign_flip_pvalues(values, groups, n_perm=600),
         "max-T": lambda: significance.max_t_pvalues(values, groups, n_perm=600),
     }
@@ -111,7 +111,7 @@ def test_results_do_not_depend_on_how_the_cells_are_cut_into_slabs(monkeypatch):
 def test_the_order_of_pairs_does_not_matter():
     values, groups = clustered(5, 20, 3, rng=np.random.default_rng(10))
     order = np.random.default_rng(11).permutation(values.shape[1])
-    for call in (statistics.bootstrap_interval, significance.sign_flip_pvalues, significance.max_t_pvalues):
+    for call in (intervals.bootstrap_interval, significance.sign_flip_pvalues, significance.max_t_pvalues):
         np.testing.assert_allclose(call(values[:, order], groups[order]), call(values, groups), rtol=1e-10)
 
 
@@ -119,7 +119,7 @@ def test_memory_stays_bounded_for_many_cells():
     values = np.ones((20_000, 16), dtype=np.float32)  # all resamples at once would take 320 MB
     tracemalloc.start()
     try:
-        statistics.bootstrap_interval(values, n_boot=2000)
+        intervals.bootstrap_interval(values, n_boot=2000)
         significance.sign_flip_pvalues(values, n_perm=999)
         assert tracemalloc.get_traced_memory()[1] < 130e6
     finally:
@@ -127,7 +127,7 @@ def test_memory_stays_bounded_for_many_cells():
 
 
 def test_resample_weights_are_multinomial_counts():
-    weights = np.concatenate(list(statistics.resample_weights(6, 4000, seed=0, rows=7)))
+    weights = np.concatenate(list(intervals.resample_weights(6, 4000, seed=0, rows=7)))
     assert weights.shape == (4000, 6)
     assert (weights.sum(axis=1) == 6).all()
     np.testing.assert_allclose(weights.mean(axis=0), 1, atol=0.06)
@@ -238,8 +238,8 @@ def test_resolution_is_just_enough_for_one_rejection():
 @pytest.mark.parametrize(
     "call",
     [
-        statistics.bootstrap_interval,
-        lambda v, g: statistics.bootstrap_ratio_interval(v, v, g),
+        intervals.bootstrap_interval,
+        lambda v, g: intervals.bootstrap_ratio_interval(v, v, g),
         significance.sign_flip_pvalues,
         significance.max_t_pvalues,
     ],
@@ -253,15 +253,15 @@ def test_one_cluster_is_refused(call):
 
 def test_impossible_levels_and_unequal_shapes_are_refused():
     with pytest.raises(DataError, match="level=95"):
-        statistics.bootstrap_interval(np.ones(5), level=95)
+        intervals.bootstrap_interval(np.ones(5), level=95)
     with pytest.raises(DataError, match="same shape"):
-        statistics.bootstrap_ratio_interval(np.ones(5), np.ones(6))
+        intervals.bootstrap_ratio_interval(np.ones(5), np.ones(6))
 
 
 @pytest.mark.parametrize("n_units", [0, 3])
 def test_no_cells_give_empty_results_of_the_right_shape(n_units):
     values = np.ones((n_units, 0, 5))
-    assert statistics.bootstrap_interval(values)[0].shape == (n_units, 0)
+    assert intervals.bootstrap_interval(values)[0].shape == (n_units, 0)
     assert significance.sign_flip_pvalues(values).shape == (n_units, 0)
     assert significance.max_t_pvalues(values).shape == (n_units, 0)
     assert significance.benjamini_hochberg(values[..., 0]).shape == (n_units, 0)

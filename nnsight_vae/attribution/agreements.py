@@ -11,12 +11,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from nnsight_vae.attribution.aligned import Aligned, aligned
-from nnsight_vae.clusters import Design
-from nnsight_vae.effects import FEW_CLUSTERS, Effects
 from nnsight_vae.errors import DataError
 from nnsight_vae.metrics.scores import Score
-from nnsight_vae.resampling import design_weights
-from nnsight_vae.statistics import bootstrap_interval
+from nnsight_vae.results.effects import FEW_CLUSTERS, Effects
+from nnsight_vae.stats.clusters import Design
+from nnsight_vae.stats.intervals import bootstrap_interval
+from nnsight_vae.stats.resampling import design_weights
 
 if TYPE_CHECKING:
     import pandas as pd

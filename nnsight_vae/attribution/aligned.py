@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnsight_vae.attribution.base import Record, record_of
-from nnsight_vae.effects import Effects
 from nnsight_vae.errors import DataError, NnsightVaeWarning
+from nnsight_vae.results.effects import Effects
 from nnsight_vae.sites import Selection
 
 _UNIT = re.compile(r"^(?P<site>[^\[\]@]+)(?:\[(?P<index>[\d,:]+)\])?(?:@(?P<position>[\d,]+))?$")

@@ -15,7 +15,7 @@ from nnsight_vae.attribution.guards import guarded
 from nnsight_vae.attribution.question import ask
 from nnsight_vae.errors import DataError
 from nnsight_vae.metrics.scores import Score
-from nnsight_vae.statistics import bootstrap_ratio_interval, mean_interval
+from nnsight_vae.stats.intervals import bootstrap_ratio_interval, mean_interval
 
 _ROWS = 64  # at a time
 _ROUNDING = 1e-6  # of the function's own size: a change below is none

@@ -15,7 +15,6 @@ from nnsight_vae.arguments import require
 from nnsight_vae.attribution.guards import require_gradients
 from nnsight_vae.circuits.pair_run import read
 from nnsight_vae.circuits.quadrature import Rule, gauss_legendre, path_gradients
-from nnsight_vae.effects import Effects
 from nnsight_vae.engine import checked_batch, example_chunks
 from nnsight_vae.errors import InterventionError, ReadoutError
 from nnsight_vae.levels.units import Per, default_sites, experiments
@@ -23,6 +22,7 @@ from nnsight_vae.pairs import Pairs
 from nnsight_vae.progress import progress_bar
 from nnsight_vae.provenance import provenance
 from nnsight_vae.readouts import Readout, reads as reads_of
+from nnsight_vae.results.effects import Effects
 from nnsight_vae.runs import CleanRun, clean_run, run_from
 from nnsight_vae.sites import Key, Selection
 from nnsight_vae.vae import VAE

@@ -16,7 +16,7 @@ from nnsight_vae.errors import DataError
 from nnsight_vae.interventions import Swap
 from nnsight_vae.readouts import Readout
 from nnsight_vae.sites import Unit
-from nnsight_vae.statistics import bootstrap_ratio_interval
+from nnsight_vae.stats.intervals import bootstrap_ratio_interval
 from nnsight_vae.vae import VAE
 
 if TYPE_CHECKING:

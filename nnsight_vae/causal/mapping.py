@@ -9,12 +9,12 @@ import numpy as np
 from jaxtyping import Float
 
 from nnsight_vae.datasets.base import Dataset
-from nnsight_vae.effects import Effects
 from nnsight_vae.engine import activations
 from nnsight_vae.errors import DataError
 from nnsight_vae.levels.latents import perturb_latents
 from nnsight_vae.posterior import Posterior
 from nnsight_vae.readouts import Readout
+from nnsight_vae.results.effects import Effects
 from nnsight_vae.vae import VAE
 
 if TYPE_CHECKING:

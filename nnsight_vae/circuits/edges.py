@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from nnsight_vae import statistics
 from nnsight_vae.circuits.contributions import weight_grid
 from nnsight_vae.circuits.layers import Chain, Node
+from nnsight_vae.stats import intervals
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -158,13 +158,13 @@ class EdgeScores:
     def ci(
         self, level: float = 0.95, n_boot: int = 2000, seed: int = 0
     ) -> tuple[Float[np.ndarray, "edge target"], Float[np.ndarray, "edge target"]]:
-        """Bootstrap-t interval of each mean score, by whole clusters of pairs (`statistics.mean_interval`).
+        """Bootstrap-t interval of each mean score, by whole clusters of pairs (`intervals.mean_interval`).
 
         Raises:
             DataError: fewer than two clusters.
         """
         ids = (self.groups, self.source_groups)
-        return statistics.mean_interval(self.values, *ids, level=level, n_boot=n_boot, seed=seed)
+        return intervals.mean_interval(self.values, *ids, level=level, n_boot=n_boot, seed=seed)
 
     @property
     def completeness(self) -> tuple[Completeness, ...]:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from nnsight_vae import readouts, statistics
+from nnsight_vae import readouts
 from nnsight_vae.arguments import require
 from nnsight_vae.circuits.contributions import apply, masked_weight
 from nnsight_vae.circuits.edges import Cut, cuts_of
@@ -24,6 +24,7 @@ from nnsight_vae.errors import CircuitError
 from nnsight_vae.pairs import Pairs
 from nnsight_vae.readouts import Readout
 from nnsight_vae.runs import Event, replace_event, trace_events
+from nnsight_vae.stats import intervals
 from nnsight_vae.vae import VAE
 
 ABLATION = "everything outside it keeps its base value (resample ablation)"
@@ -171,8 +172,8 @@ def _scores(
     ids: tuple[np.ndarray | None, np.ndarray | None],
     seed: int,
 ) -> dict[str, Score]:
-    te_low, te_high = statistics.mean_interval(total, *ids, level=_LEVEL, seed=seed)
-    low, high = statistics.bootstrap_ratio_interval(circuit, total, *ids, level=_LEVEL, seed=seed)
+    te_low, te_high = intervals.mean_interval(total, *ids, level=_LEVEL, seed=seed)
+    low, high = intervals.bootstrap_ratio_interval(circuit, total, *ids, level=_LEVEL, seed=seed)
     scores = {}
     for t, name in enumerate(names):
         if te_low[t] <= 0 <= te_high[t]:

@@ -9,7 +9,6 @@ import networkx as nx
 import numpy as np
 from jaxtyping import Bool, Float
 
-from nnsight_vae import significance, statistics
 from nnsight_vae.circuits.edges import EdgeScores
 from nnsight_vae.circuits.methods import Direction, Method
 from nnsight_vae.circuits.records import CIRCUIT_SCHEMA
@@ -17,7 +16,8 @@ from nnsight_vae.circuits.scores import score_edges
 from nnsight_vae.errors import CircuitError
 from nnsight_vae.pairs import Pairs
 from nnsight_vae.readouts import Readout
-from nnsight_vae.testing import effect_pvalues, enough_flips
+from nnsight_vae.stats import intervals, significance
+from nnsight_vae.stats.discovery import effect_pvalues, enough_flips
 from nnsight_vae.vae import VAE
 
 _ROUNDING = 1e-9  # relative slack of a cumulative sum
@@ -122,7 +122,7 @@ def circuit_from(
     if scores.method in _BASELINES:
         raise CircuitError(f"these scores come from the baseline {scores.method!r} and hold no effects to test.")
     mean, totals = scores.mean(), scores.total.mean(axis=1)
-    low, high = statistics.mean_interval(scores.total, scores.groups, scores.source_groups, seed=seed)
+    low, high = intervals.mean_interval(scores.total, scores.groups, scores.source_groups, seed=seed)
     left_out = {name: reason for t, name in enumerate(scores.readouts) if (reason := _undefined(scores, t, low, high))}
     live = np.array([name not in left_out for name in scores.readouts])
     least = np.maximum(_cutoffs(scores, np.abs(mean), mass), min_effect)
@@ -288,7 +288,7 @@ def _add_edges(
     if not len(edges):
         return
     best = np.where(kept[edges], np.abs(share[edges]), -1.0).argmax(1)
-    low, high = statistics.mean_interval(scores.values[edges, best], scores.groups, scores.source_groups, seed=seed)
+    low, high = intervals.mean_interval(scores.values[edges, best], scores.groups, scores.source_groups, seed=seed)
     for i, (e, t) in enumerate(zip(edges.tolist(), best.tolist(), strict=True)):
         attributes: dict[str, Any] = {
             "effect": float(mean[e, t]),

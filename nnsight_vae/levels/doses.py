@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from nnsight_vae.arguments import require
-from nnsight_vae.dose_result import DoseResponse
 from nnsight_vae.doses import Doses
 from nnsight_vae.engine import checked_batch
 from nnsight_vae.errors import DataError
 from nnsight_vae.levels.answers import Scale, reference_means, unit_blocks, unit_means
 from nnsight_vae.provenance import provenance
+from nnsight_vae.results.dose_response import DoseResponse
 from nnsight_vae.sites import Key
 from nnsight_vae.vae import VAE
 

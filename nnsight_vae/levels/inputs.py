@@ -10,7 +10,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnsight_vae.arguments import require
-from nnsight_vae.effects import Effects
 from nnsight_vae.engine import checked_batch
 from nnsight_vae.errors import DataError
 from nnsight_vae.levels.answers import (
@@ -24,6 +23,7 @@ from nnsight_vae.levels.answers import (
 )
 from nnsight_vae.pairs import Pairs
 from nnsight_vae.provenance import pairs_record, provenance
+from nnsight_vae.results.effects import Effects
 from nnsight_vae.sites import Key
 from nnsight_vae.vae import VAE
 

@@ -10,7 +10,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnsight_vae.arguments import require
-from nnsight_vae.effects import Effects
 from nnsight_vae.engine import baseline, checked_batch, run_interventions
 from nnsight_vae.interventions import Quantize
 from nnsight_vae.levels.latent_values import RANGE, Moves, Values, moves
@@ -19,6 +18,7 @@ from nnsight_vae.levels.units import Per, experiments
 from nnsight_vae.progress import progress_bar
 from nnsight_vae.provenance import provenance
 from nnsight_vae.readouts import Readout
+from nnsight_vae.results.effects import Effects
 from nnsight_vae.sites import Key, Selection
 from nnsight_vae.vae import VAE
 

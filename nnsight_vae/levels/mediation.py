@@ -13,11 +13,11 @@ from nnsight_vae.engine import baseline, run_interventions
 from nnsight_vae.errors import InterventionError
 from nnsight_vae.interventions import Intervention, Mean, Number, Quantize, Resample, Set, Swap, Zero
 from nnsight_vae.levels.mediators import mediator_sets
-from nnsight_vae.mediation_result import Mediation, Scale
 from nnsight_vae.pairs import Pairs
 from nnsight_vae.progress import progress_bar
 from nnsight_vae.provenance import provenance
 from nnsight_vae.readouts import Readout
+from nnsight_vae.results.mediation import Mediation, Scale
 from nnsight_vae.sites import Key
 from nnsight_vae.vae import VAE
 

@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float
 
 from nnsight_vae.arguments import require
-from nnsight_vae.effects import Effects
 from nnsight_vae.engine import activations, baseline
 from nnsight_vae.errors import InterventionError, NnsightVaeWarning
 from nnsight_vae.guards import warn_if_directions_oppose, warn_if_flat
@@ -23,6 +22,7 @@ from nnsight_vae.pairs import Pairs
 from nnsight_vae.progress import progress_bar
 from nnsight_vae.provenance import provenance
 from nnsight_vae.readouts import Readout, reads, select
+from nnsight_vae.results.effects import Effects
 from nnsight_vae.sites import Key, Selection
 from nnsight_vae.vae import VAE
 

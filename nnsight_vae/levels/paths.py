@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from nnsight_vae.arguments import require
-from nnsight_vae.effects import Effects
 from nnsight_vae.engine import baseline, run_interventions
 from nnsight_vae.errors import InterventionError
 from nnsight_vae.interventions import Intervention, Swap
@@ -20,6 +19,7 @@ from nnsight_vae.pairs import Pairs
 from nnsight_vae.progress import progress_bar
 from nnsight_vae.provenance import provenance
 from nnsight_vae.readouts import Readout
+from nnsight_vae.results.effects import Effects
 from nnsight_vae.sites import Selection
 from nnsight_vae.vae import VAE
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from nnsight_vae.errors import DataError
-from nnsight_vae.statistics import resample_weights
+from nnsight_vae.stats.intervals import resample_weights
 
 Form = Literal["raw", "normalised"]
 Interval = tuple[float, float]

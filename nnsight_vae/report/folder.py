@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnsight_vae._files import write_atomically
-from nnsight_vae.effects import Effects
 from nnsight_vae.errors import DataError
+from nnsight_vae.results.effects import Effects
 
 if TYPE_CHECKING:
     import networkx as nx

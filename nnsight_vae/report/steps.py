@@ -15,7 +15,6 @@ from nnsight_vae.causal.mapping import FactorMap, map_factors
 from nnsight_vae.causal.model_graph import factor_graph
 from nnsight_vae.circuits import extract_circuit, faithfulness
 from nnsight_vae.datasets.base import Dataset
-from nnsight_vae.effects import Effects
 from nnsight_vae.engine import activations
 from nnsight_vae.errors import CircuitError, DataError
 from nnsight_vae.levels.inputs import manipulate_inputs
@@ -29,6 +28,7 @@ from nnsight_vae.plots import plot_traversals
 from nnsight_vae.provenance import provenance
 from nnsight_vae.report.folder import Folder
 from nnsight_vae.report.summary import Summary
+from nnsight_vae.results.effects import Effects
 from nnsight_vae.vae import VAE
 
 if TYPE_CHECKING:

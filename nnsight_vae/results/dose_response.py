@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from nnsight_vae import significance, trends
-from nnsight_vae.effects import Effects
 from nnsight_vae.errors import DataError
-from nnsight_vae.testing import enough_flips
+from nnsight_vae.results.effects import Effects
+from nnsight_vae.stats import significance, trends
+from nnsight_vae.stats.discovery import enough_flips
 
 if TYPE_CHECKING:
     import pandas as pd

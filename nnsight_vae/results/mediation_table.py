@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from nnsight_vae import statistics
-from nnsight_vae.effects import FEW_CLUSTERS, Effects
-from nnsight_vae.effects_names import count
-from nnsight_vae.mediation_result import Mediation
+from nnsight_vae.results.effects import FEW_CLUSTERS, Effects
+from nnsight_vae.results.effects_names import count
+from nnsight_vae.results.mediation import Mediation
+from nnsight_vae.stats import intervals
 
 _LEVEL = 0.95
 _PRINTED_TARGETS = 8
@@ -69,7 +69,7 @@ def text(mediation: Mediation) -> str:
 def _bounds(effects: Effects) -> list[tuple[float | None, float | None]]:
     if effects.n_clusters < 2:
         return [(None, None)] * len(effects.targets)
-    low, high = statistics.mean_interval(effects.values[0], effects.groups, effects.source_groups, level=_LEVEL)
+    low, high = intervals.mean_interval(effects.values[0], effects.groups, effects.source_groups, level=_LEVEL)
     return [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
 
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from nnsight_vae.effects import Effects
-from nnsight_vae.effects_names import count
 from nnsight_vae.errors import DataError
-from nnsight_vae.proportion import Interval, Proportion, proportions
+from nnsight_vae.results.effects import Effects
+from nnsight_vae.results.effects_names import count
+from nnsight_vae.results.proportion import Interval, Proportion, proportions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -215,7 +215,7 @@ class Mediation:
         """
         import pandas as pd
 
-        from nnsight_vae.mediation_table import rows
+        from nnsight_vae.results.mediation_table import rows
 
         return pd.DataFrame(rows(self), columns=["target", "quantity", "value", "ci_low", "ci_high", "note"])
 
@@ -269,7 +269,7 @@ class Mediation:
         return f"Mediation(through {self.mediator}: {count(len(self.targets), 'target')} x {count(self.te.n_pairs, 'pair')})"
 
     def __str__(self) -> str:
-        from nnsight_vae.mediation_table import text
+        from nnsight_vae.results.mediation_table import text
 
         return text(self)
 

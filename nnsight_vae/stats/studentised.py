@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from nnsight_vae.clusters import Clusters, Design, checked_design, slabs
-from nnsight_vae.resampling import design_weights
-from nnsight_vae.standard_errors import both_ways, check_level, mean_and_variance, t_interval
+from nnsight_vae.stats.clusters import Clusters, Design, checked_design, slabs
+from nnsight_vae.stats.resampling import design_weights
+from nnsight_vae.stats.standard_errors import both_ways, check_level, mean_and_variance, t_interval
 
 _FEWEST = 5  # clusters; with fewer, too few different resamples exist to tell a 95 % quantile
 _NONE = 1e-10  # a resample whose variance is this small beside the sample's has drawn the same cluster only

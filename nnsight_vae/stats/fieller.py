@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from nnsight_vae.clusters import Clusters, Design, checked_design, slabs
 from nnsight_vae.errors import DataError
-from nnsight_vae.standard_errors import t_quantile
+from nnsight_vae.stats.clusters import Clusters, Design, checked_design, slabs
+from nnsight_vae.stats.standard_errors import t_quantile
 
 _ROUNDING = 1e-9  # relative
 

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from nnsight_vae import effects_names, statistics, testing
-from nnsight_vae.clusters import Design
-from nnsight_vae.effects_checks import check, plain
 from nnsight_vae.errors import DataError
 from nnsight_vae.guards import FEW_CLUSTERS as FEW_CLUSTERS, warn_if_few
-from nnsight_vae.statistics import IntervalMethod
-from nnsight_vae.testing import DiscoveryMethod, TestResult
+from nnsight_vae.results import effects_names
+from nnsight_vae.results.effects_checks import check, plain
+from nnsight_vae.stats import discovery, intervals
+from nnsight_vae.stats.clusters import Design
+from nnsight_vae.stats.discovery import DiscoveryMethod, TestResult
+from nnsight_vae.stats.intervals import IntervalMethod
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -100,7 +101,7 @@ class Effects:
             n_boot: resamples.
             seed: of the resampling.
             method: `"bootstrap-t"`, whose coverage holds best; `"t"`, `"percentile"` or `"bca"`. Measured coverages are in
-                `statistics.mean_interval`.
+                `intervals.mean_interval`.
 
         Returns:
             Lower and upper bounds. An effect that is 0 for every pair has the interval [0, 0].
@@ -111,7 +112,7 @@ class Effects:
         Warns:
             NnsightVaeWarning: fewer than 10 clusters.
         """
-        bounds = statistics.mean_interval(self.values, *self._ids, method=method, level=level, n_boot=n_boot, seed=seed)
+        bounds = intervals.mean_interval(self.values, *self._ids, method=method, level=level, n_boot=n_boot, seed=seed)
         warn_if_few(self._design)
         return bounds
 
@@ -137,7 +138,7 @@ class Effects:
         Raises:
             DataError: fewer than two clusters, a negative `min_effect`, or `n_perm` below 1.
         """
-        return testing.effect_pvalues(
+        return discovery.effect_pvalues(
             self.values, *self._ids, min_effect=min_effect, n_perm=n_perm, seed=seed, family_wise=family_wise
         )
 
@@ -174,7 +175,7 @@ class Effects:
         Warns:
             NnsightVaeWarning: effects as extreme as the p-values can show were not rejected, so a finer test might.
         """
-        test = testing.discover(
+        test = discovery.discover(
             self.values, *self._ids, q=q, min_effect=min_effect, method=method, n_perm=n_perm, seed=seed
         )
         strongest = np.where(test.passed, np.abs(self.mean()), -1.0).max(axis=1)
@@ -220,7 +221,7 @@ class Effects:
         Warns:
             NnsightVaeWarning: as `ci`.
         """
-        from nnsight_vae import effects_frame
+        from nnsight_vae.results import effects_frame
 
         table = effects_frame.frame(self, level=level, n_boot=n_boot, n_perm=n_perm, seed=seed)
         warn_if_few(self._design)
@@ -249,7 +250,7 @@ class Effects:
         Raises:
             DataError: the folder does not exist or cannot be written to.
         """
-        from nnsight_vae import effects_file
+        from nnsight_vae.results import effects_file
 
         effects_file.write(self, Path(path))
 
@@ -260,7 +261,7 @@ class Effects:
         Raises:
             DataError: the file is missing, unreadable, or not effects of a known version.
         """
-        from nnsight_vae import effects_file
+        from nnsight_vae.results import effects_file
 
         return effects_file.read(Path(path))
 

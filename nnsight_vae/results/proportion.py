@@ -7,10 +7,10 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from nnsight_vae import statistics
-from nnsight_vae.effects import Effects
 from nnsight_vae.errors import DataError
-from nnsight_vae.fieller import fieller_interval
+from nnsight_vae.results.effects import Effects
+from nnsight_vae.stats import intervals
+from nnsight_vae.stats.fieller import fieller_interval
 
 Interval = Literal["percentile", "fieller"]
 
@@ -80,9 +80,9 @@ def proportions(
         reason = f"one independent pair gives no interval for {name}"
         return dict.fromkeys(whole.targets, Proportion(None, None, None, reason))
     top, bottom = part.values[0], whole.values[0]
-    ratio = statistics.bootstrap_ratio_interval if interval == "percentile" else fieller_interval
+    ratio = intervals.bootstrap_ratio_interval if interval == "percentile" else fieller_interval
     low, high = ratio(top, bottom, whole.groups, whole.source_groups, level=level)
-    whole_low, whole_high = statistics.mean_interval(bottom, whole.groups, whole.source_groups, level=level)
+    whole_low, whole_high = intervals.mean_interval(bottom, whole.groups, whole.source_groups, level=level)
     found = {}
     for i, target in enumerate(whole.targets):
         if whole_low[i] <= 0 <= whole_high[i]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from nnsight_vae.clusters import Design, checked_design, slabs
 from nnsight_vae.errors import DataError
+from nnsight_vae.stats.clusters import Design, checked_design, slabs
 
 _Ids = Shaped[np.ndarray, " pair"] | None
 

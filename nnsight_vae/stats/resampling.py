@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from nnsight_vae import clusters
-from nnsight_vae.clusters import Design
 from nnsight_vae.errors import DataError
+from nnsight_vae.stats import clusters
+from nnsight_vae.stats.clusters import Design
 
 Counts = Float[np.ndarray, "rows _"]  # one column a cluster
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from nnsight_vae.clusters import Clusters, slabs, two_or_more
+from nnsight_vae.stats.clusters import Clusters, slabs, two_or_more
 
 _FLIPS = 256  # sign patterns per block: fixed, so that every slab of cells sees the very same patterns
 _JOINT = 4_000_000  # elements of one work array of `joint_pvalues` (32 MB as float64)

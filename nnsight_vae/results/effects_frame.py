@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nnsight_vae import significance, statistics
-from nnsight_vae.effects import Effects
-from nnsight_vae.effects_names import site_and_index
+from nnsight_vae.results.effects import Effects
+from nnsight_vae.results.effects_names import site_and_index
+from nnsight_vae.stats import intervals, significance
 
 
 def frame(effects: Effects, *, level: float, n_boot: int, n_perm: int | None, seed: int) -> pd.DataFrame:
     """What `Effects.to_frame` returns."""
-    low, high = statistics.mean_interval(
+    low, high = intervals.mean_interval(
         effects.values, effects.groups, effects.source_groups, level=level, n_boot=n_boot, seed=seed
     )
     p = effects.test.p if effects.test else effects.pvalues(n_perm, seed)

@@ -13,11 +13,11 @@ from typing import Literal, get_args
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from nnsight_vae.clusters import Clusters, Design, checked_design, slabs, two_or_more
 from nnsight_vae.errors import DataError
-from nnsight_vae.resampling import design_weights, resample_weights
-from nnsight_vae.standard_errors import check_level, t_interval
-from nnsight_vae.studentised import bootstrap_t_interval
+from nnsight_vae.stats.clusters import Clusters, Design, checked_design, slabs, two_or_more
+from nnsight_vae.stats.resampling import design_weights, resample_weights
+from nnsight_vae.stats.standard_errors import check_level, t_interval
+from nnsight_vae.stats.studentised import bootstrap_t_interval
 
 __all__ = [
     "Clusters",

@@ -10,9 +10,9 @@ import pytest
 import scipy.stats
 from hypothesis import given, settings, strategies as st
 
-from nnsight_vae import significance, testing
 from nnsight_vae.errors import DataError, NnsightVaeWarning
-from nnsight_vae.standard_errors import t_pvalues
+from nnsight_vae.stats import discovery, significance
+from nnsight_vae.stats.standard_errors import t_pvalues
 
 RATE = 0.05
 
@@ -52,9 +52,9 @@ def patched_effects(n_units, n_pairs, rng):
 def test_a_minimum_effect_is_tested_by_moving_every_pair_towards_zero_by_it():
     values = np.random.default_rng(0).normal([[1.0], [-1.0]], 1.0, (2, 40))
     groups = np.arange(40) // 2
-    p = testing.effect_pvalues(values, groups, min_effect=0.4, n_perm=500)
+    p = discovery.effect_pvalues(values, groups, min_effect=0.4, n_perm=500)
     np.testing.assert_array_equal(p, significance.sign_flip_pvalues(values - [[0.4], [-0.4]], groups, n_perm=500))
-    adjusted = testing.effect_pvalues(values, groups, min_effect=0.4, n_perm=500, family_wise=True)
+    adjusted = discovery.effect_pvalues(values, groups, min_effect=0.4, n_perm=500, family_wise=True)
     np.testing.assert_array_equal(adjusted, significance.max_t_pvalues(values - [[0.4], [-0.4]], groups, n_perm=500))
     theirs = [scipy.stats.ttest_1samp(row, end).pvalue for row, end in zip(values, (0.4, -0.4), strict=True)]
     np.testing.assert_allclose(t_pvalues(values, min_effect=0.4), theirs)
@@ -71,7 +71,7 @@ def test_unequal_clusters_are_moved_by_the_minimum_effect_of_each_of_their_pairs
 @pytest.mark.parametrize("ids", [(None, None), grid(6, 5)])
 def test_a_mean_within_the_minimum_effect_has_p_one(ids, family_wise):
     values = np.array([[0.3] * 30, [-0.5] * 30, [0.0] * 30]) + 1e-3 * np.tile([1.0, -1.0], 15)
-    p = testing.effect_pvalues(values, *ids, min_effect=0.4, family_wise=family_wise)
+    p = discovery.effect_pvalues(values, *ids, min_effect=0.4, family_wise=family_wise)
     assert p[0] == p[2] == 1
     assert p[1] < 0.01
 
@@ -92,7 +92,7 @@ def test_p_grows_with_the_minimum_effect(seed, both_ways, one, other):
     ids = grid(5, 4) if both_ways else (None, None)
     values = np.random.default_rng(seed).normal(0.4, 1.0, (5, 20))
     low, high = (
-        testing.effect_pvalues(values, *ids, min_effect=each, n_perm=300) for each in sorted((one, one + other))
+        discovery.effect_pvalues(values, *ids, min_effect=each, n_perm=300) for each in sorted((one, one + other))
     )
     assert (low <= high).all()
 
@@ -106,17 +106,19 @@ def test_p_does_not_depend_on_units_of_measurement_nor_on_the_order_of_cells_and
     ids = grid(5, 4) if both_ways else (np.repeat(np.arange(10), 2), None)
     values = rng.normal(0.4, 1.0, (5, 20))
     options = {"n_perm": 2000, "family_wise": family_wise}  # 2^9 patterns of the ten clusters: all of them
-    p = testing.effect_pvalues(values, *ids, min_effect=0.1, **options)
+    p = discovery.effect_pvalues(values, *ids, min_effect=0.1, **options)
     cells, pairs = rng.permutation(5), rng.permutation(20)
     moved_ids = (each if each is None else each[pairs] for each in ids)
-    moved = testing.effect_pvalues(scale * values[cells][:, pairs], *moved_ids, min_effect=0.1 * abs(scale), **options)
+    moved = discovery.effect_pvalues(
+        scale * values[cells][:, pairs], *moved_ids, min_effect=0.1 * abs(scale), **options
+    )
     np.testing.assert_allclose(moved, p[cells], rtol=1e-6)
 
 
 @pytest.mark.parametrize("bad", [-0.1, float("nan"), float("inf")])
 def test_an_impossible_minimum_effect_is_refused(bad):
     with pytest.raises(DataError, match="expected a size >= 0"):
-        testing.effect_pvalues(np.ones((2, 5)), min_effect=bad)
+        discovery.effect_pvalues(np.ones((2, 5)), min_effect=bad)
 
 
 # ---------------------------------------------------------------- error rates of one test
@@ -126,7 +128,7 @@ def test_an_impossible_minimum_effect_is_refused(bad):
 @pytest.mark.parametrize("who", [(1, 1, 1), (1, 0, 1), (0, 1, 1), (0, 0, 1)])
 def test_error_of_the_test_of_crossed_pairs_is_at_most_the_nominal_one(size, who):
     n = 4000
-    p = testing.effect_pvalues(crossed(n, *size, *who, rng=np.random.default_rng(2)), *grid(*size))
+    p = discovery.effect_pvalues(crossed(n, *size, *who, rng=np.random.default_rng(2)), *grid(*size))
     for rate in (0.01, RATE):
         assert at_most(rate, (p <= rate).mean(), n)
     if who[0] and who[1]:
@@ -135,7 +137,7 @@ def test_error_of_the_test_of_crossed_pairs_is_at_most_the_nominal_one(size, who
 
 def test_flips_of_bases_alone_reject_crossed_pairs_far_too_often():
     values = crossed(500, 12, 12, rng=np.random.default_rng(3))
-    p = testing.effect_pvalues(values, grid(12, 12)[0], n_perm=500)
+    p = discovery.effect_pvalues(values, grid(12, 12)[0], n_perm=500)
     assert (p <= RATE).mean() > 0.1
 
 
@@ -148,9 +150,9 @@ def test_error_at_the_minimum_effect_is_at_most_the_nominal_one(ids):
     values += rng.normal(size=(n, n_pairs))
     if ids[1] is not None:
         values += rng.normal(size=(n, 10))[:, ids[1]]
-    rejected = (testing.effect_pvalues(values, *ids, min_effect=1.0, n_perm=999) <= RATE).mean()
+    rejected = (discovery.effect_pvalues(values, *ids, min_effect=1.0, n_perm=999) <= RATE).mean()
     assert at_most(RATE / 2, rejected, n)  # the mean exceeds its own value on one side only
-    assert (testing.effect_pvalues(values, *ids, n_perm=999) <= RATE).mean() > 2 * RATE  # and it does differ from 0
+    assert (discovery.effect_pvalues(values, *ids, n_perm=999) <= RATE).mean() > 2 * RATE  # and it does differ from 0
 
 
 def test_power_is_that_of_the_t_test():
@@ -159,10 +161,10 @@ def test_power_is_that_of_the_t_test():
     exact = 1 - scipy.stats.nct.cdf(scipy.stats.t.ppf(0.975, 15), 15, 4.0)
     assert exact == pytest.approx(0.962, abs=0.001)
     values = np.random.default_rng(5).normal(1.0, 1.0, (n, 16))
-    found = (testing.effect_pvalues(values, n_perm=1999) <= RATE).mean()
+    found = (discovery.effect_pvalues(values, n_perm=1999) <= RATE).mean()
     assert found == pytest.approx(exact, abs=3 * np.sqrt(exact * (1 - exact) / n))
     both_ways = crossed(n, 16, 16, base=1.0, source=0.0, rest=0.1, rng=np.random.default_rng(6)) + 1.0
-    assert (testing.effect_pvalues(both_ways, *grid(16, 16)) <= RATE).mean() > 0.9
+    assert (discovery.effect_pvalues(both_ways, *grid(16, 16)) <= RATE).mean() > 0.9
 
 
 # ---------------------------------------------------------------- error rates of many tests
@@ -197,7 +199,7 @@ def false_shares(method, ids, signs, shift, q, min_effect=0.0):
         values[true] += shift
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NnsightVaeWarning)  # "by" is coarse with this few flips
-            test = testing.discover(values[:, None], *ids, q=q, method=method, seed=seed, min_effect=min_effect)
+            test = discovery.discover(values[:, None], *ids, q=q, method=method, seed=seed, min_effect=min_effect)
         passed = test.passed[:, 0]
         false.append((passed & ~true).sum() / max(passed.sum(), 1))
         found.append(passed[true].mean())
@@ -247,7 +249,7 @@ def test_false_discoveries_of_effects_that_are_there_but_too_small_stay_below_th
     false = []
     for seed in range(REPEATS):
         values = 0.5 + flip_bases(patched_effects(N_UNITS, 60, rng), rng)
-        false.append(testing.discover(values[:, None], *CLUSTERED, q=q, min_effect=0.5, seed=seed).passed.any())
+        false.append(discovery.discover(values[:, None], *CLUSTERED, q=q, min_effect=0.5, seed=seed).passed.any())
     assert at_most(q, np.mean(false), REPEATS)
 
 
@@ -260,7 +262,7 @@ def test_family_wise_error_among_correlated_effects_is_at_most_the_nominal_one(b
     for seed in range(n):
         values = crossed(1, 8, 8, rng=rng) if both_ways else rng.normal(size=20)[ids[0]]
         values = min_effect + values + rng.normal(size=(30, len(ids[0])))
-        p = testing.effect_pvalues(values, *ids, min_effect=min_effect, n_perm=199, seed=seed, family_wise=True)
+        p = discovery.effect_pvalues(values, *ids, min_effect=min_effect, n_perm=199, seed=seed, family_wise=True)
         rejected += bool((p <= RATE).any())
     assert at_most(RATE, rejected / n, n)
 
@@ -270,19 +272,19 @@ def test_family_wise_error_among_correlated_effects_is_at_most_the_nominal_one(b
 
 def test_an_unknown_method_is_refused():
     with pytest.raises(DataError, match="method='bonferroni': expected 'bh'"):
-        testing.discover(np.ones((2, 1, 5)), method="bonferroni")
+        discovery.discover(np.ones((2, 1, 5)), method="bonferroni")
 
 
 def test_by_needs_more_flips_than_bh_and_says_how_many():
     values = np.random.default_rng(11).normal(0, 1, (60, 1, 40))
     values[0] += 5.0
-    assert testing.discover(values, n_perm=1499).passed[0, 0]
+    assert discovery.discover(values, n_perm=1499).passed[0, 0]
     with pytest.warns(NnsightVaeWarning, match="n_perm >= 5615"):  # 60 (1 + 1/2 + ... + 1/60) / .05 - 1
-        assert not testing.discover(values, method="by", n_perm=1499).passed.any()
-    assert testing.discover(values, method="by").passed[0, 0]  # by default enough are drawn
+        assert not discovery.discover(values, method="by", n_perm=1499).passed.any()
+    assert discovery.discover(values, method="by").passed[0, 0]  # by default enough are drawn
 
 
 def test_the_test_of_crossed_pairs_is_never_too_coarse():
     values = np.random.default_rng(12).normal(0, 1, (60, 1, 64))
     values[0] += 5.0
-    assert testing.discover(values, *grid(8, 8), n_perm=9).passed[0, 0]
+    assert discovery.discover(values, *grid(8, 8), n_perm=9).passed[0, 0]

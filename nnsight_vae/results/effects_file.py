@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from nnsight_vae.effects import Effects
 from nnsight_vae.errors import DataError, NnsightVaeError
-from nnsight_vae.testing import TestResult
+from nnsight_vae.results.effects import Effects
+from nnsight_vae.stats.discovery import TestResult
 
 _SCHEMA = "nnsight-vae/effects@2"
 

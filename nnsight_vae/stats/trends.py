@@ -11,7 +11,7 @@ from itertools import combinations
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
 
-from nnsight_vae import significance
+from nnsight_vae.stats import significance
 
 LINEAR = 0.95  # share of a mean curve's variance over doses on a straight line, from which it is called linear
 

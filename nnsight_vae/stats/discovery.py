@@ -9,10 +9,10 @@ from typing import Literal, get_args
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
 
-from nnsight_vae import significance
-from nnsight_vae.clusters import two_or_more
 from nnsight_vae.errors import DataError, NnsightVaeWarning
-from nnsight_vae.standard_errors import t_pvalues
+from nnsight_vae.stats import significance
+from nnsight_vae.stats.clusters import two_or_more
+from nnsight_vae.stats.standard_errors import t_pvalues
 
 DiscoveryMethod = Literal["bh", "by"]
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from nnsight_vae.clusters import Design
-from nnsight_vae.effects_names import some
 from nnsight_vae.errors import DataError
+from nnsight_vae.results.effects_names import some
+from nnsight_vae.stats.clusters import Design
 
 
 def check(

@@ -184,7 +184,7 @@ def baseline(
     with torch.no_grad():
         for rows in example_chunks(vae, x):
             clean = clean_run(vae, x[rows], None if eps is None else eps[rows], paths=[path])
-            parts.append(_reduced(read(clean.outputs[path]), read, len(clean)))
+            parts.append(_reduced(read(clean.outputs[path].contiguous()), read, len(clean)))
         result = torch.cat(parts)
         if not bool(torch.isfinite(result).all()):
             first = first_not_finite(vae, x, eps, example_chunks(vae, x))
@@ -205,7 +205,7 @@ def activations(
         for rows in example_chunks(vae, x):
             clean = clean_run(vae, x[rows], None if eps is None else eps[rows], paths=set(paths.values()))
             for site, path in paths.items():
-                parts[site].append(clean.outputs[path])
+                parts[site].append(clean.outputs[path].contiguous())
     return {site: torch.cat(chunks) for site, chunks in parts.items()}
 
 

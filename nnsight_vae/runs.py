@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from nnsight_vae.formats import is_channels_last, relaid, relay_event
 from nnsight_vae.layout import Layout
 from nnsight_vae.probe import Firing
 from nnsight_vae.vae import VAE
@@ -32,7 +33,7 @@ class CleanRun:
     Attributes:
         x: the inputs `[n, *image]`.
         eps: the reparameterisation noise `[n, *latent]`, or None for the posterior mean.
-        outputs: module path -> what the module returned.
+        outputs: module path -> what the module returned; images may have their channels last in memory.
     """
 
     vae: VAE
@@ -77,7 +78,9 @@ def clean_run(
         )  # the model goes on with a copy where it would rewrite it
 
     if kept:
-        trace_events(vae, "__call__", (x,), [(f.finished, keep(f.path)) for f in kept], eps=eps)
+        events: list[Event] = [(f.finished, keep(f.path)) for f in kept]
+        events += _relay_events(vae, x, -1, max(f.finished for f in kept))
+        trace_events(vae, "__call__", (x,), events, eps=eps)
     return CleanRun(vae, x, eps, outputs)
 
 
@@ -120,14 +123,19 @@ def run_from(
     result: list[Tensor] = []
     read_path = vae.layout(clean.x).paths[reads]
     envoy = vae.envoy_at(read_path)
-    events.append((firings[read_path].finished, lambda: result.append(read(envoy.output))))
+    events += _relay_events(vae, clean.x, reached, firings[read_path].finished)
+    events.append((firings[read_path].finished, lambda: result.append(read(envoy.output.contiguous()))))
     trace_events(vae, fn, inputs, events)
     return result[0]
 
 
 def taken(tensor: Tensor, rows: Tensor | None) -> Tensor:
     """Some rows of a remembered activation. Always a copy: a view would let a patch corrupt what is remembered."""
-    return tensor.clone() if rows is None else tensor.index_select(0, rows)
+    if rows is None:
+        return tensor.clone()
+    if is_channels_last(tensor):  # `index_select` itself would return them in the default order
+        return tensor.movedim(1, -1).index_select(0, rows).movedim(-1, 1)
+    return tensor.index_select(0, rows)
 
 
 def repeat(tensor: Tensor, copies: int) -> Tensor:
@@ -219,6 +227,11 @@ def _skip(vae: VAE, firing: Firing, value: Any) -> Callable[[], None]:
     # In-place user code below would otherwise write into the remembered activation.
     fresh = (lambda: value.clone()) if firing.rewritten else (lambda: value)
     return lambda: envoy.skip(fresh())
+
+
+def _relay_events(vae: VAE, x: Tensor, begun: int, reached: int) -> list[Event]:
+    """Between two moments, convolutions get their input in the memory format that suits them."""
+    return [(f.started, relay_event(vae, f)) for f in relaid(vae, x) if begun < f.started < reached]
 
 
 def replace_event(vae: VAE, path: str, write: Write) -> Callable[[], None]:

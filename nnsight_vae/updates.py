@@ -13,6 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nnsight_vae.formats import channels_last, is_channels_last
+
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 LinearLayer = nn.Linear | Convolution | Transposed
@@ -44,10 +46,11 @@ def add_response(
         >>> bool(torch.allclose(changed, layer(torch.tensor([[0.0, 1.0, 0.0]]))))
         True
     """
+    laid = channels_last if is_channels_last(output) else Tensor.contiguous  # a sum of two memory formats is slow
     for port, rows in _runs(first):
         at, block = _block(layer, port, delta.shape[1])
         output[rows].narrow(_port_axis(layer, output), at.start, at.stop - at.start).add_(
-            _response(layer, block, delta[rows])
+            _response(layer, block, delta[rows], laid)
         )
     return output
 
@@ -83,17 +86,17 @@ def _port_axis(layer: LinearLayer, tensor: Tensor) -> int:
     return tensor.ndim - 1 if isinstance(layer, nn.Linear) else 1
 
 
-def _response(layer: LinearLayer, weight: Tensor, delta: Tensor) -> Tensor:
+def _response(layer: LinearLayer, weight: Tensor, delta: Tensor, laid: Callable[[Tensor], Tensor]) -> Tensor:
     if isinstance(layer, nn.Linear):
         return F.linear(delta.movedim(1, -1), weight)
     convolve = _CONVOLVE[delta.ndim - 2]
     if isinstance(layer, Transposed):
         kernel = weight.transpose(0, 1).flip(*range(2, weight.ndim))
-        return convolve(_spread(layer, delta), kernel, dilation=layer.dilation)
+        return convolve(laid(_spread(layer, delta)), kernel, dilation=layer.dilation)
     padding: str | int | tuple[int, ...] = layer.padding
     if layer.padding_mode != "zeros":
         delta, padding = F.pad(delta, layer._reversed_padding_repeated_twice, mode=layer.padding_mode), 0
-    return convolve(delta, weight, None, layer.stride, padding, layer.dilation)
+    return convolve(laid(delta), weight, None, layer.stride, padding, layer.dilation)
 
 
 def _spread(layer: Transposed, delta: Tensor) -> Tensor:

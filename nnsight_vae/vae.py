@@ -77,6 +77,7 @@ class VAE(NNsight):
         self._parameter = next((p for p in module.parameters() if p.is_floating_point()), None)
         self._growable: dict[tuple[tuple[int, ...], str], bool] = {}  # filled by runs.start_for
         self._routes: dict[tuple[tuple[int, ...], str, bool], Route] = {}  # filled by routes.route_for
+        self._relaid: dict[tuple[int, ...], tuple[str, ...]] = {}  # filled by formats.relaid
         self._hold = Hold(self, module)
         try:
             self._wrap(module, adapter, example)

@@ -16,6 +16,7 @@ from nnsight_vae.errors import DataError
 from nnsight_vae.models import MLPVAE, ConvVAE, ResidualVAE, load_module, load_weights, read_record, zoo
 from nnsight_vae.models.architectures import build
 from nnsight_vae.models.bundle import ZOO
+from nnsight_vae.models.networks import Residual
 from nnsight_vae.models.objectives import gaussian_kl, reconstruction_loss
 
 SHAPES = [(3, 64, 64), (1, 32, 32), (1, 28, 28), (1, 16, 16), (1, 8, 8), (3, 32, 64)]
@@ -58,6 +59,15 @@ def test_no_layer_overwrites_the_activation_before_it(network):
     module(uniform(2, 1, 16, 16))
     assert len(kept) > 8
     assert all(torch.equal(output, at_the_time) for output, at_the_time in kept)
+
+
+def test_a_residual_block_adds_to_its_input():
+    block, h = Residual(3), uniform(2, 3, 4, 4) - 0.5
+    inner = torch.relu(nn.functional.conv2d(torch.relu(h), block.first.weight, block.first.bias, padding=1))
+    added = nn.functional.conv2d(inner, block.second.weight, block.second.bias, padding=1)
+    torch.testing.assert_close(block(h), h + added)
+    blocks = [m for m in ResidualVAE(image_shape=(1, 16, 16)).modules() if isinstance(m, Residual)]
+    assert len(blocks) == 4, "one at each of two sizes, on the way down and up"
 
 
 def test_the_plain_modules_can_be_scripted_and_exported():

@@ -188,7 +188,7 @@ class VQObjective(Objective):
     commitment, unweighted, and the perplexity of the codes in a minibatch.
 
     Attributes:
-        beta: weight of the commitment, >= 0.
+        beta: weight of the commitment, >= 0; against the Gaussian likelihood of a sd, 0.25 / sd^2 is what 0.25 is at sd 1.
 
     Raises:
         DataError: if a weight is negative or not finite, or there is a label weight: codes cannot be tied to factors.
@@ -238,7 +238,7 @@ OBJECTIVES: dict[str, Objective] = {
     "factor-vae": FactorObjective(likelihood="gaussian", sd=0.1),
     "beta-tc-vae": BetaTCObjective(likelihood="gaussian", sd=0.1),
     "dip-vae-ii": DIPObjective(likelihood="gaussian", sd=0.1),
-    "vq-vae": VQObjective(likelihood="gaussian", sd=0.1),
+    "vq-vae": VQObjective(beta=25.0, likelihood="gaussian", sd=0.1),  # the paper's 0.25 at sd = 1, by 1 / sd^2
 }
 
 

@@ -382,3 +382,25 @@ def test_the_first_latents_of_the_labelled_model_each_respond_to_their_own_facto
     np.testing.assert_array_equal(own.argmax(axis=1), [0, 1, 2, 3])
     assert (np.diag(own) > 5 * (own - np.diag(np.diag(own))).max(axis=1)).all()
     assert found.significant(min_effect=0.5).test.passed.sum() == 4
+
+
+def test_a_single_pair_is_refused_without_a_reference_since_every_unit_would_change_by_two():
+    vae, matrix = linear_world()
+    one = WORLD.pairs("cause", n=1, seed=2)
+    for pairs in (one, {"cause": one, "other": WORLD.pairs("other", n=1, seed=2)}):
+        with pytest.raises(nv.DataError, match="reference="):
+            nv.manipulate_inputs(vae, pairs, SITES)
+    reference = WORLD.sample(200, seed=9).images
+    found = nv.manipulate_inputs(vae, one, SITES, reference=reference)
+    sd = (matrix @ pixels(reference)).std(axis=1)
+    np.testing.assert_allclose(found.values[:, 0, 0], (matrix @ pixels(one.source - one.base))[:, 0] / sd, atol=1e-9)
+
+
+def test_few_inputs_without_a_reference_are_too_few_for_a_standard_deviation_and_said_to_be():
+    vae, _ = linear_world()
+    with pytest.warns(nv.NnsightVaeWarning, match="8 inputs of this experiment.*reference"):
+        nv.manipulate_inputs(vae, WORLD.pairs("cause", n=4), SITES)
+    with pytest.warns(nv.NnsightVaeWarning, match="9 inputs"):
+        nv.dose_response(vae, nv.Doses(torch.rand(3, 3, 1, 1, 3, dtype=torch.float64), [0.0, 1.0, 2.0]), SITES)
+    nv.manipulate_inputs(vae, WORLD.pairs("cause", n=5), SITES)  # warnings are errors here
+    nv.manipulate_inputs(vae, WORLD.pairs("cause", n=4), SITES, reference=WORLD.sample(12).images)

@@ -21,6 +21,7 @@ from nnsight_vae.runs import clean_run
 from nnsight_vae.sites import Key, Selection
 from nnsight_vae.vae import VAE
 
+_FEW_INPUTS = 10  # a standard deviation over fewer is known to a quarter of itself at best
 _ROUNDING = 4.0  # units of least precision that the activation of a unit that never varies may still spread over
 
 
@@ -174,11 +175,20 @@ class Scale(NamedTuple):
             dtype: what the model computes in.
 
         Warns:
-            NnsightVaeWarning: a unit varies in the experiment and not over the reference; the former is used for it.
+            NnsightVaeWarning: a unit varies in the experiment and not over the reference; the former is used for it. Or: without
+                a reference, the experiment has fewer than 10 inputs.
         """
         precision = _ROUNDING * torch.finfo(dtype).eps
         sd, floor = _spread(shown, precision)
-        record = f"sd over the {sum(means.values.shape[1] for means in shown)} inputs of the experiment"
+        n_inputs = sum(means.values.shape[1] for means in shown)
+        record = f"sd over the {n_inputs} inputs of the experiment"
+        if reference is None and n_inputs < _FEW_INPUTS:
+            warnings.warn(
+                f"the standard deviation of each unit is over the {n_inputs} inputs of this experiment, too few to know it; "
+                "give a reference, an observational sample of inputs (hundreds, e.g. data.sample(256).images).",
+                NnsightVaeWarning,
+                stacklevel=3,
+            )
         if reference is not None:
             usual, _ = _spread([reference], precision)
             silent = (usual == 0) & (sd > 0)

@@ -60,10 +60,10 @@ def manipulate_inputs(
 
     Raises:
         SiteError, DataError: unknown sites; pairs this model cannot run; several factors whose pairs are not of the same
-            units of the world.
+            units of the world; a single pair without a reference.
 
     Warns:
-        NnsightVaeWarning: a unit varies in the pairs but not over the reference.
+        NnsightVaeWarning: a unit varies in the pairs but not over the reference; fewer than 10 inputs and no reference.
 
     Source: input intervention of Roy 2025, arXiv 2505.03530, standardised per unit.
 
@@ -81,10 +81,15 @@ def manipulate_inputs(
     for each in by_factor.values():
         require(vae, each)
     _refuse_different_worlds(by_factor)
+    first = next(iter(by_factor.values()))
+    if reference is None and len(first) < 2:
+        raise DataError(
+            "a single pair has no standard deviation but its own: every unit would change by 2 or -2. Pass reference=, an "
+            "observational sample of inputs (hundreds, e.g. data.sample(256).images), or give more pairs."
+        )
     for each in by_factor.values():
         checked_batch(vae, each.base, each.eps)
     names, blocks = unit_blocks(vae, sites)
-    first = next(iter(by_factor.values()))
     usual = reference_means(vae, reference, first.eps, blocks)
     runs = [_run(vae, each, blocks) for each in by_factor.values()]
     shown = [means for run in runs for means in (run.base, run.source)]

@@ -190,6 +190,20 @@ def test_a_proportion_uses_both_clusterings():
     assert share.high - share.low > 1.1 * (one_way[1] - one_way[0])[0]
 
 
+def test_the_total_effect_is_held_against_0_at_the_level_asked_for_and_by_both_clusterings():
+    te = (0.51 + np.resize([-1.0, 1.0, 2.0, -2.0], 40))[None]
+    part, whole = effects(0.5 * te, "TNIE"), effects(te, "TE")
+    assert proportions(part, whole)["y0"].reason.startswith("the interval of TE, [-0.0")
+    assert proportions(part, whole, level=0.5)["y0"].value == pytest.approx(0.5)
+
+    i, j = np.divmod(np.arange(64), 8)
+    te = (0.5 + np.resize([-1.0, 1.0], 8)[j] + 0.01 * np.resize([-1.0, 1.0, 2.0], 64))[None]  # the sources' alone
+    for sources, defined in ((None, True), (j, False)):
+        ids = {"groups": i, "source_groups": sources}
+        found = proportions(effects(0.5 * te, "TNIE", **ids), effects(te, "TE", **ids))["y0"]
+        assert (found.value is not None) == defined
+
+
 def test_bad_questions_are_refused():
     y = np.ones((2, 5))
     with pytest.raises(DataError, match="must have the same shape"):

@@ -235,6 +235,17 @@ def test_distances_are_of_the_codes_with_their_noise():
     assert manifold["distance"]["0.5"]["latent.z[1]"] == pytest.approx(float(squared.sqrt().mean()), rel=1e-9)
 
 
+def test_the_draws_of_each_example_have_its_own_mean_and_spread():
+    vae = nv.VAE(MODELS["mlp"])
+    x = 3 * images(MODELS["mlp"], 5)
+    with torch.no_grad():
+        mu, logvar = vae.module.encode(x).values()
+    draws = posterior_draws(vae, x, 5 * 4000).unflatten(0, (4000, 5))
+    assert logvar.exp().sqrt().std(0).max() > 0.3
+    torch.testing.assert_close(draws.mean(0), mu, atol=0.08, rtol=0)
+    torch.testing.assert_close(draws.std(0), torch.exp(0.5 * logvar), atol=0, rtol=0.05)
+
+
 def test_moments_are_those_of_the_mixture_of_posteriors():
     vae, x, *_ = setup()
     found = AggregatePosterior.of(vae, x)

@@ -254,7 +254,9 @@ class Factors:
             raise DataError(f"Factors.load: {path} is not a readout written by Factors.save: {error}") from error
 
     def __repr__(self) -> str:
-        return f"Factors({', '.join(f'{name} (R2 {self.reliability[name]:.3f})' for name in self.names)})"
+        caution = dict.fromkeys(self.unreliable, ", unreliable")
+        shown = (f"{name} (R2 {self.reliability[name]:.3f}{caution.get(name, '')})" for name in self.names)
+        return f"Factors({', '.join(shown)})"
 
 
 def _check_training_data(images: Tensor, factors: Tensor, names: Sequence[str]) -> None:

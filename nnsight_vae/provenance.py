@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from nnsight_vae.pairs import Pairs
+from nnsight_vae.readouts import described
 from nnsight_vae.vae import VAE
 
 
@@ -15,7 +16,7 @@ def provenance(vae: VAE, pairs: Pairs | None = None, readout: object | None = No
     Args:
         vae: the model; its weights are hashed.
         pairs: the pairs the result is over.
-        readout: the readout the result is in units of.
+        readout: the readout the result is in units of; kept as its own repr says it (which regions, how reliable), else by class.
         details: anything else worth keeping, as JSON data.
     """
     record: dict[str, Any] = {
@@ -27,7 +28,7 @@ def provenance(vae: VAE, pairs: Pairs | None = None, readout: object | None = No
     if pairs is not None:
         record["pairs"] = pairs_record(pairs)
     if readout is not None:
-        record["readout"] = type(readout).__name__
+        record["readout"] = described(readout)
     return record | details
 
 

@@ -26,6 +26,8 @@ __all__ = ["Factors", "Latents", "Pixels", "Readout", "Reencoded", "Region", "se
 
 Span = slice | int
 
+_SHOWN = 12  # names of targets in a message or a repr
+
 
 def __getattr__(name: str) -> Any:
     if name == "Factors":  # it lives in its own file, which needs this one
@@ -76,6 +78,21 @@ class Selected:
     def __getitem__(self, names: str | Sequence[str]) -> Readout:
         return select(self, names)
 
+    def __repr__(self) -> str:
+        more = "" if len(self.names) <= _SHOWN else f", ... {len(self.names)} in all"
+        return f"{described(self.readout)}[{', '.join(self.names[:_SHOWN])}{more}]"
+
+
+def described(readout: object) -> str:
+    """What a readout is, for results: its repr where it has one of its own, else the name of its class.
+
+    Example:
+        >>> described(Pixels((1, 2, 2))["pixel[0,1,1]"])
+        'Pixels((1, 2, 2))[pixel[0,1,1]]'
+    """
+    says_nothing = type(readout).__repr__ in (object.__repr__, torch.nn.Module.__repr__)  # an address, or every layer
+    return type(readout).__name__ if says_nothing else repr(readout)
+
 
 def select(readout: Readout, names: str | Sequence[str]) -> Readout:
     """The targets `names` of any readout, one column each, in the order asked for.
@@ -114,7 +131,7 @@ def check_targets(names: str | Sequence[str], available: tuple[str, ...]) -> tup
     wanted = (names,) if isinstance(names, str) else tuple(names)
     unknown = [name for name in wanted if name not in available]
     if unknown or not wanted:
-        shown = ", ".join(available[:12]) + (f", ... ({len(available)} in all)" if len(available) > 12 else "")
+        shown = ", ".join(available[:_SHOWN]) + (f", ... ({len(available)} in all)" if len(available) > _SHOWN else "")
         raise ReadoutError(
             f"Readout has no target {', '.join(map(repr, unknown)) or '(none asked for)'}. It has: {shown}."
         )
@@ -206,7 +223,7 @@ class Region:
         return select(self, names)
 
     def __repr__(self) -> str:
-        return f"Region({', '.join(self.names)})"
+        return f"Region({', '.join(f'{name} {_span(r)} x {_span(c)}' for name, (r, c) in self.regions.items())})"
 
 
 class Latents:
@@ -263,6 +280,12 @@ def _positive_shape(who: str, shape: Sequence[int]) -> tuple[int, ...]:
             f"{who}: got shape {shape}, expected positive integers, e.g. (3, 64, 64), without the batch."
         )
     return shape
+
+
+def _span(span: slice) -> str:
+    """A slice as it is written: `0:4`."""
+    ends = [span.start, span.stop] if span.step is None else [span.start, span.stop, span.step]
+    return ":".join("" if end is None else str(end) for end in ends)
 
 
 def _as_slice(span: Span) -> slice:

@@ -396,3 +396,12 @@ def test_a_run_that_breaks_leaves_the_model_as_it_was():
     np.testing.assert_array_equal(
         nv.path_effects(vae, pairs, ["encoder.0[0]", "latent.z[1]"], readout=TwoPixels()).values, want
     )
+
+
+def test_results_say_which_readout_they_are_in_units_of_and_survive_the_disk(tmp_path):
+    vae, pairs = pairs_of("mlp")
+    third = nv.readouts.Pixels((20,))["pixel[2]"]
+    te = nv.mediate(vae, pairs, "enc1", readout=third).te
+    assert te.provenance["readout"] == "Pixels((20,))[pixel[2]]"
+    te.save(tmp_path / "te.npz")
+    assert nv.Effects.load(tmp_path / "te.npz").provenance == te.provenance

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from nnsight_vae._regressor import build_regressor, degrade, gaussian_blur, r_squared
 from nnsight_vae.errors import DataError, ReadoutError
-from nnsight_vae.readouts import Factors, Latents, Pixels, Readout, Region, reads, select
+from nnsight_vae.readouts import Factors, Latents, Pixels, Readout, Region, described, reads, select
 
 
 def random(*shape, seed=0):
@@ -66,6 +66,34 @@ def test_selecting_is_taking_columns_in_the_order_asked_for(readout):
     assert chosen.names == (readout.names[2], readout.names[0])
     assert torch.equal(chosen(image), readout(image)[:, [2, 0]])
     assert torch.equal(chosen[readout.names[0]](image), readout(image)[:, [0]])
+
+
+def test_a_repr_says_what_is_read_and_a_selection_says_of_what():
+    region = Region({"box": (slice(1, 4), slice(None, -2)), "row": (-1, slice(0, 8, 2))})
+    assert repr(region) == "Region(box 1:4 x :-2, row -1: x 0:8:2)"
+    assert repr(region["row"]) == "Region(box 1:4 x :-2, row -1: x 0:8:2)[row]"
+    many = Pixels((1, 4, 4))
+    assert repr(select(many, many.names)).endswith("pixel[0,2,3], ... 16 in all]")
+
+
+def test_results_describe_a_readout_by_its_repr_where_that_says_more_than_its_class():
+    class Own(torch.nn.Module):
+        names = ("own",)
+
+    class Plain:
+        names = ("a", "b")
+
+    assert described(Own()) == "Own"
+    assert described(Plain()) == "Plain"
+    assert repr(select(Plain(), "b")) == described(select(Plain(), "b")) == "Plain[b]"
+    assert described(Latents(2)) == "Latents(2)"
+
+
+def test_an_unreliable_target_says_so_wherever_its_readout_is_recorded(fitted):
+    allowed = Factors.fit(*world(), NAMES, steps=600, allow_unreliable=True)
+    assert described(allowed).count("unreliable") == len(allowed.unreliable) == 1
+    assert f"unseen (R2 {allowed.reliability['unseen']:.3f}, unreliable)" in described(allowed)
+    assert "unreliable" not in described(fitted[[name for name in fitted.names if name not in fitted.unreliable]])
 
 
 @pytest.mark.parametrize(

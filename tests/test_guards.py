@@ -94,6 +94,15 @@ def test_directions_that_are_not_clear_do_not_warn():
         silent(guards.warn_if_directions_oppose, *(shared + rng.normal(size=(2, 5, 2, 64))), *ids)
 
 
+def test_directions_that_are_clear_for_these_sources_only_do_not_warn():
+    i, j = np.divmod(np.arange(64), 8)
+    effect = 0.5 + np.resize([-1.0, 1.0], 8)[j] + 0.01 * np.resize([-1.0, 1.0, 2.0], 64)
+    noising, denoising = effect[None, None], -effect[None, None]
+    with pytest.warns(NnsightVaeWarning, match="1 of the 1"):
+        guards.warn_if_directions_oppose(noising, denoising, i)
+    silent(guards.warn_if_directions_oppose, noising, denoising, i, j)
+
+
 def test_directions_of_a_single_pair_or_of_no_unit_do_not_warn():
     silent(guards.warn_if_directions_oppose, np.ones((2, 1, 1)), -np.ones((2, 1, 1)))
     silent(guards.warn_if_directions_oppose, np.ones((0, 1, 5)), np.ones((0, 1, 5)))

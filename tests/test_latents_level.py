@@ -14,6 +14,7 @@ from scipy.stats import chi2, norm
 from vaes import all_vaes, images, vq_vae
 
 import nnsight_vae as nv
+from nnsight_vae.levels import manifold
 from nnsight_vae.levels.codes import nearest_codes
 from nnsight_vae.levels.latent_values import posterior_draws, posterior_quantiles
 from nnsight_vae.levels.manifold import AggregatePosterior
@@ -312,6 +313,13 @@ def test_the_scale_of_a_latent_does_not_matter_to_the_distance():
         vae.module.mu.weight[1] *= 1e-5
     after = nv.perturb_latents(vae, x, readout=read).provenance["manifold"]["distance"]["q0.95"]
     np.testing.assert_allclose(list(after.values()), list(before.values()), rtol=1e-3)
+
+
+def test_distances_do_not_depend_on_how_many_are_measured_at_once(monkeypatch):
+    vae, x, read, *_ = setup()
+    whole = nv.perturb_latents(vae, x, readout=read).provenance["manifold"]
+    monkeypatch.setattr(manifold, "_BLOCK", 4 * len(x))  # four of the six
+    assert nv.perturb_latents(vae, x, readout=read).provenance["manifold"] == whole
 
 
 def test_the_record_of_distances_survives_saving(tmp_path):

@@ -128,9 +128,8 @@ def _checked(value: Tensor, forward: CaptumForward) -> Tensor:
     shape = forward.input_shape
     if isinstance(value, Tensor):
         value = value.detach()[None] if tuple(value.shape) == shape else value.detach()
-        if (
-            tuple(value.shape[1:]) != shape
-        ):  # a convolutional VAE would run images of another size, and take that for its own
+        # A convolutional VAE would run images of another size, and take that for its own.
+        if tuple(value.shape[1:]) != shape:
             raise DataError(f"baselines: shape {tuple(value.shape)} does not fit inputs of shape {('n', *shape)}.")
     try:
         return forward.checked(value)

@@ -111,9 +111,7 @@ def select(readout: Readout, names: str | Sequence[str]) -> Readout:
         [[3.0, 0.0]]
     """
     wanted = check_targets(names, readout.names)
-    own = getattr(
-        readout, "_select", None
-    )  # a readout that can narrow itself (Factors drops the other outputs' weights)
+    own = getattr(readout, "_select", None)  # can narrow itself: Factors drops the other outputs' weights
     return own(wanted) if own is not None else Selected(readout, wanted)
 
 
@@ -227,37 +225,46 @@ class Region:
 
 
 class Latents:
-    """The posterior mean itself: one target per latent, named `latent.mu[k]`, in latent units.
+    """The posterior mean itself, in latent units: a target per latent, `latent.mu[k]`, at a position `latent.mu[k]@i,j`.
 
     It reads `latent.mu` instead of the reconstruction (`reads == "latent.mu"`).
 
     Args:
-        n: number of latents.
+        shape: number of latents; of a spatial latent its shape, (channels, height, width).
 
     Raises:
-        ReadoutError: if `n` is not a positive integer, or a call's input has another number of latents.
+        ReadoutError: if that is not positive integers, or a call's input has another number of latents.
 
     Example:
         >>> Latents(2).names, Latents(2).reads
         (('latent.mu[0]', 'latent.mu[1]'), 'latent.mu')
+        >>> Latents((1, 2, 2)).names
+        ('latent.mu[0]@0,0', 'latent.mu[0]@0,1', 'latent.mu[0]@1,0', 'latent.mu[0]@1,1')
     """
 
     reads = "latent.mu"
 
-    def __init__(self, n: int) -> None:
-        (self.n,) = _positive_shape("Latents", (n,))
-        self.names: tuple[str, ...] = tuple(f"latent.mu[{k}]" for k in range(n))
+    def __init__(self, shape: int | Sequence[int]) -> None:
+        if not isinstance(shape, int | Sequence):
+            raise ReadoutError(
+                f"Latents: got a {type(shape).__name__}, expected the number of latents, e.g. Latents(8), or the shape of a "
+                "spatial latent, e.g. Latents((4, 8, 8))."
+            )
+        self.shape = _positive_shape("Latents", (shape,) if isinstance(shape, int) else shape, "8, or (4, 8, 8)")
+        places = itertools.product(*map(range, self.shape[1:]))
+        ends = [f"@{','.join(map(str, place))}" if place else "" for place in places]
+        self.names: tuple[str, ...] = tuple(f"latent.mu[{k}]{end}" for k in range(self.shape[0]) for end in ends)
 
-    def __call__(self, mu: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
-        """The posterior means as they are."""
-        check_shape("Latents", mu, (self.n,))
-        return mu
+    def __call__(self, mu: Float[Tensor, "n k *position"]) -> Float[Tensor, "n t"]:
+        """The posterior means, flattened."""
+        check_shape("Latents", mu, self.shape)
+        return mu.flatten(1)
 
     def __getitem__(self, names: str | Sequence[str]) -> Readout:
         return select(self, names)
 
     def __repr__(self) -> str:
-        return f"Latents({self.n})"
+        return f"Latents({self.shape[0] if len(self.shape) == 1 else self.shape})"
 
 
 def check_shape(who: str, values: Tensor, shape: tuple[int, ...]) -> None:
@@ -273,12 +280,10 @@ def check_shape(who: str, values: Tensor, shape: tuple[int, ...]) -> None:
         )
 
 
-def _positive_shape(who: str, shape: Sequence[int]) -> tuple[int, ...]:
+def _positive_shape(who: str, shape: Sequence[int], example: str = "(3, 64, 64)") -> tuple[int, ...]:
     shape = tuple(shape)
     if not shape or any(not isinstance(size, int) or size < 1 for size in shape):
-        raise ReadoutError(
-            f"{who}: got shape {shape}, expected positive integers, e.g. (3, 64, 64), without the batch."
-        )
+        raise ReadoutError(f"{who}: got shape {shape}, expected positive integers, e.g. {example}, without the batch.")
     return shape
 
 

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from vaes import all_vaes, images
 
+import nnsight_vae as nv
 from nnsight_vae._regressor import build_regressor, degrade, gaussian_blur, r_squared
 from nnsight_vae.errors import DataError, ReadoutError
 from nnsight_vae.readouts import Factors, Latents, Pixels, Readout, Region, described, reads, select
@@ -43,6 +45,36 @@ def test_latents_are_read_from_mu_and_everything_else_from_the_output():
     assert torch.equal(Latents(3)(mu), mu)
     assert reads(Latents(3)) == reads(Latents(3)["latent.mu[1]"]) == "latent.mu"
     assert reads(Pixels((1, 2, 2))) == "output"
+
+
+def test_a_spatial_latent_is_read_position_by_position_under_the_names_its_reencoding_has():
+    mu = random(5, 2, 3, 4)
+    readout = Latents((2, 3, 4))
+    for name, column in zip(readout.names, readout(mu).T, strict=True):
+        k, i, j = map(int, name.removeprefix("latent.mu[").replace("]@", ",").split(","))
+        assert torch.equal(column, mu[:, k, i, j])
+    model = all_vaes()["residual"]
+    vae, x = nv.VAE(model), images(model, 3)
+    mu = vae.encode(x).mu
+    spatial = Latents(tuple(mu.shape[1:]))
+    assert spatial.names == nv.readouts.Reencoded(vae).names
+    pairs = nv.Pairs(x, images(model, 3, seed=1))
+    name = spatial.names[5]
+    te = nv.mediate(vae, pairs, "input", readout=spatial[name]).te
+    change = (vae.encode(pairs.source).mu - mu).flatten(1)[:, 5]
+    np.testing.assert_allclose(te.values[0, 0], change.detach(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "wrong", [all_vaes()["mlp"], None, 8.0, "8", 0, (), (4, 0)], ids=lambda each: type(each).__name__
+)
+def test_latents_asks_for_a_number_of_latents_and_shows_how(wrong):
+    with pytest.raises(
+        ReadoutError, match=r"Latents.* got .*(expected the number of latents, e.g. Latents\(8\)|e.g. 8, or \()"
+    ):
+        Latents(wrong)
+    assert (repr(Latents((8,))), repr(Latents((4, 8, 8)))) == ("Latents(8)", "Latents((4, 8, 8))")
+    assert Latents((8,)).names == Latents(8).names
 
 
 def test_an_object_with_names_and_a_call_is_a_readout():

@@ -105,6 +105,14 @@ def test_minimum_effect_drops_what_is_certain_but_tiny():
     assert tiny.significant(min_effect=0.02).units == ()
 
 
+def test_units_are_ranked_by_their_largest_effect_that_passed():
+    loud = np.resize([15.0, -9.0], 40)  # mean 3, and far from clear
+    values = np.stack([[np.linspace(0.9, 1.1, 40), loud], [np.linspace(1.9, 2.1, 40), 0 * loud]])
+    found = Effects(values, UNITS[:2], TARGETS[:2], "PNIE").significant()
+    assert found.test.passed.tolist() == [[True, False], [True, False]]
+    assert found.units == UNITS[1::-1]
+
+
 def test_minimum_effect_is_tested_not_only_exceeded():
     """A mean a little above it is no evidence that the effect is."""
     above = make([[0.25]], sd=1.0, seed=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -16,7 +17,9 @@ from torch import Tensor, nn
 from vaes import all_vaes, images
 
 import nnsight_vae as nv
-from nnsight_vae import engine
+import nnsight_vae.levels.doses
+import nnsight_vae.levels.inputs
+from nnsight_vae import engine, levels
 from nnsight_vae.levels import answers as reading
 from nnsight_vae.levels.units import default_sites
 
@@ -404,3 +407,29 @@ def test_few_inputs_without_a_reference_are_too_few_for_a_standard_deviation_and
         nv.dose_response(vae, nv.Doses(torch.rand(3, 3, 1, 1, 3, dtype=torch.float64), [0.0, 1.0, 2.0]), SITES)
     nv.manipulate_inputs(vae, WORLD.pairs("cause", n=5), SITES)  # warnings are errors here
     nv.manipulate_inputs(vae, WORLD.pairs("cause", n=4), SITES, reference=WORLD.sample(12).images)
+
+
+def test_progress_counts_every_input_that_is_run(monkeypatch):
+    vae, _ = linear_world()
+    seen = []
+
+    @contextmanager
+    def bar(what, total, show):
+        seen.append((what, total, show))
+        yield seen.append
+
+    monkeypatch.setattr(engine, "CHUNK_BYTES", 1)  # 16 rows a chunk
+    for level in (levels.inputs, levels.doses):
+        monkeypatch.setattr(level, "progress_bar", bar)
+    by_factor = {factor: WORLD.pairs(factor, n=30, seed=2) for factor in WORLD.factors[:2]}
+    reference = WORLD.sample(25).images
+    nv.manipulate_inputs(vae, by_factor, SITES, reference=reference, progress=True)
+    (what, total, show), *rows = seen
+    assert (what, show, total) == ("manipulating inputs", True, 2 * 2 * 30 + 25)
+    assert sum(rows) == total
+    assert len(rows) > 5
+    seen.clear()
+    images = torch.stack([WORLD.sample(30, seed=i).images for i in range(3)])
+    nv.dose_response(vae, nv.Doses(images, [0.0, 1.0, 2.0], reference=reference), SITES, progress=False)
+    (what, total, show), *rows = seen
+    assert (what, show, total, sum(rows)) == ("following doses", False, 3 * 30 + 25, total)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
@@ -20,6 +20,8 @@ from nnsight_vae.levels.units import default_sites, experiments
 from nnsight_vae.runs import clean_run
 from nnsight_vae.sites import Key, Selection
 from nnsight_vae.vae import VAE
+
+Advance = Callable[[int], None] | None  # of a progress bar, where one is shown
 
 _FEW_INPUTS = 10  # a standard deviation over fewer is known to a quarter of itself at best
 _ROUNDING = 4.0  # units of least precision that the activation of a unit that never varies may still spread over
@@ -63,14 +65,21 @@ def unit_blocks(vae: VAE, sites: Sequence[Key] | None) -> tuple[tuple[str, ...],
     return tuple(named), [Block(*where, [i for u in block for i in u.indices or ()]) for where, block in runs]
 
 
-def answers(vae: VAE, x: Tensor, eps: Tensor | None, blocks: Sequence[Block]) -> Iterator[tuple[slice, list[Answer]]]:
+def answers(
+    vae: VAE, x: Tensor, eps: Tensor | None, blocks: Sequence[Block], advance: Advance = None
+) -> Iterator[tuple[slice, list[Answer]]]:
     """The answers of all blocks to successive chunks of x; activations of other chunks are not kept.
+
+    `advance` is told the number of examples just run.
 
     Raises:
         DataError: an activation is NaN or infinite; names the first unit.
     """
     for rows in example_chunks(vae, x):
-        yield rows, _chunk(vae, x[rows], None if eps is None else eps[rows], blocks)
+        found = _chunk(vae, x[rows], None if eps is None else eps[rows], blocks)
+        if advance is not None:
+            advance(len(x[rows]))
+        yield rows, found
 
 
 def _chunk(vae: VAE, x: Tensor, eps: Tensor | None, blocks: Sequence[Block]) -> list[Answer]:
@@ -122,16 +131,16 @@ def joined(blocks: Sequence[Float[Tensor, "n _"]]) -> Float[np.ndarray, "unit n"
     return torch.cat(list(blocks), dim=1).cpu().double().numpy().T
 
 
-def unit_means(vae: VAE, x: Tensor, eps: Tensor | None, blocks: Sequence[Block]) -> UnitMeans:
+def unit_means(vae: VAE, x: Tensor, eps: Tensor | None, blocks: Sequence[Block], advance: Advance = None) -> UnitMeans:
     """Each unit's activation, averaged over positions, for every example of x."""
     means = UnitMeans.empty(blocks, len(x))
-    for rows, found in answers(vae, x, eps, blocks):
+    for rows, found in answers(vae, x, eps, blocks, advance):
         means.put(rows, found)
     return means
 
 
 def reference_means(
-    vae: VAE, reference: Tensor | None, eps: Tensor | None, blocks: Sequence[Block]
+    vae: VAE, reference: Tensor | None, eps: Tensor | None, blocks: Sequence[Block], advance: Advance = None
 ) -> UnitMeans | None:
     """`unit_means` of a reference sample, with noise of its own (seed 0) where the experiment runs on noise `eps`.
 
@@ -146,7 +155,7 @@ def reference_means(
     noise = None
     if eps is not None:
         noise = torch.randn(len(reference), *eps.shape[1:], generator=torch.Generator().manual_seed(0))
-    return unit_means(vae, *checked_batch(vae, reference, noise), blocks)
+    return unit_means(vae, *checked_batch(vae, reference, noise), blocks, advance)
 
 
 class Scale(NamedTuple):

@@ -11,13 +11,16 @@ from nnsight_vae.doses import Doses
 from nnsight_vae.engine import checked_batch
 from nnsight_vae.errors import DataError
 from nnsight_vae.levels.answers import Scale, reference_means, unit_blocks, unit_means
+from nnsight_vae.progress import progress_bar
 from nnsight_vae.provenance import provenance
 from nnsight_vae.results.dose_response import DoseResponse
 from nnsight_vae.sites import Key
 from nnsight_vae.vae import VAE
 
 
-def dose_response(vae: VAE, doses: Doses, sites: Sequence[Key] | None = None) -> DoseResponse:
+def dose_response(
+    vae: VAE, doses: Doses, sites: Sequence[Key] | None = None, *, progress: bool | None = None
+) -> DoseResponse:
     """How each unit follows one factor: its response to the same units of the world under do(factor = v), for every v.
 
     response_u(v, i) = [a_u(v, i) - mean_v a_u(v, i)] / sd(a_u), for unit u of the model and unit i of the world; a_u is averaged
@@ -27,6 +30,7 @@ def dose_response(vae: VAE, doses: Doses, sites: Sequence[Key] | None = None) ->
         vae: the model.
         doses: the images, e.g. `data.doses("angle", n=64)`, or your own in `nv.Doses`; reparameterisation noise is shared.
         sites: which units; by default those of every linear and convolutional layer and of the latent.
+        progress: show a bar; by default on an interactive terminal.
 
     Returns: `DoseResponse`, whose `to_frame()` tells which units respond (FDR-controlled) and in which shape.
 
@@ -52,8 +56,10 @@ def dose_response(vae: VAE, doses: Doses, sites: Sequence[Key] | None = None) ->
         )
     checked_batch(vae, doses.images[0], doses.eps)
     names, blocks = unit_blocks(vae, sites)
-    usual = reference_means(vae, doses.reference, doses.eps, blocks)
-    shown = [unit_means(vae, *checked_batch(vae, batch, doses.eps), blocks) for batch in doses.images]
+    n_inputs = len(doses.images) * len(doses) + (0 if doses.reference is None else len(doses.reference))
+    with progress_bar("following doses", n_inputs, progress) as advance:
+        usual = reference_means(vae, doses.reference, doses.eps, blocks, advance)
+        shown = [unit_means(vae, *checked_batch(vae, batch, doses.eps), blocks, advance) for batch in doses.images]
     scale = Scale.of(shown, usual, names, doses.images.dtype)
     values = np.asarray(doses.values, dtype=np.float64)
     raw = np.stack([means.values for means in shown], axis=1)

@@ -13,6 +13,7 @@ from nnsight_vae.arguments import require
 from nnsight_vae.engine import checked_batch
 from nnsight_vae.errors import DataError
 from nnsight_vae.levels.answers import (
+    Advance,
     Block,
     Scale,
     UnitMeans,
@@ -22,6 +23,7 @@ from nnsight_vae.levels.answers import (
     unit_blocks,
 )
 from nnsight_vae.pairs import Pairs
+from nnsight_vae.progress import progress_bar
 from nnsight_vae.provenance import pairs_record, provenance
 from nnsight_vae.results.effects import Effects
 from nnsight_vae.sites import Key
@@ -34,6 +36,7 @@ def manipulate_inputs(
     sites: Sequence[Key] | None = None,
     *,
     reference: Float[Tensor, "m *image"] | None = None,
+    progress: bool | None = None,
 ) -> Effects:
     """How much each unit answers when a factor is changed in the data, for one factor or for several side by side.
 
@@ -54,6 +57,7 @@ def manipulate_inputs(
         sites: which units; by default those of every linear and convolutional layer and of the latent.
         reference: an observational sample of inputs, hundreds of them, over which sd(a_u) is taken instead. Where the pairs
             carry noise, it is run on noise of its own (seed 0).
+        progress: show a bar; by default on an interactive terminal.
 
     Returns: `Effects` [unit, factor, pair], in standard deviations of the unit; for pairs that are not in a mapping, the one
         target is `"change"`. Its `significant()` controls the false discovery rate over units x factors.
@@ -90,8 +94,10 @@ def manipulate_inputs(
     for each in by_factor.values():
         checked_batch(vae, each.base, each.eps)
     names, blocks = unit_blocks(vae, sites)
-    usual = reference_means(vae, reference, first.eps, blocks)
-    runs = [_run(vae, each, blocks) for each in by_factor.values()]
+    n_inputs = 2 * len(first) * len(by_factor) + (0 if reference is None else len(reference))
+    with progress_bar("manipulating inputs", n_inputs, progress) as advance:
+        usual = reference_means(vae, reference, first.eps, blocks, advance)
+        runs = [_run(vae, each, blocks, advance) for each in by_factor.values()]
     shown = [means for run in runs for means in (run.base, run.source)]
     scale = Scale.of(shown, usual, names, first.base.dtype)
     record = provenance(vae, unit="standard deviations of the unit", scale=scale.record)
@@ -116,12 +122,12 @@ class _Run(NamedTuple):
     norm: Float[np.ndarray, "unit pair"]
 
 
-def _run(vae: VAE, pairs: Pairs, blocks: Sequence[Block]) -> _Run:
+def _run(vae: VAE, pairs: Pairs, blocks: Sequence[Block], advance: Advance) -> _Run:
     base, eps = checked_batch(vae, pairs.base, pairs.eps)
     source, _ = checked_batch(vae, pairs.source, None)
     before, after = (UnitMeans.empty(blocks, len(pairs)) for _ in range(2))
     norm = np.empty_like(before.values)
-    both = zip(answers(vae, base, eps, blocks), answers(vae, source, eps, blocks), strict=True)
+    both = zip(*(answers(vae, x, eps, blocks, advance) for x in (base, source)), strict=True)
     for (rows, at_base), (_, at_source) in both:
         before.put(rows, at_base)
         after.put(rows, at_source)

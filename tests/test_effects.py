@@ -4,6 +4,7 @@ import warnings
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
 
 from nnsight_vae.errors import DataError, NnsightVaeWarning, ReadoutError, SiteError
@@ -291,6 +292,13 @@ def assert_equal(ours, theirs):
     assert ours.parts.keys() == theirs.parts.keys()
     for name in ours.parts:
         assert_equal(ours.parts[name], theirs.parts[name])
+
+
+def test_ids_that_are_words_of_a_tables_column_survive_a_file(tmp_path):
+    words = pd.Series([f"image {i // 2}" for i in range(12)]).astype(object).to_numpy()
+    effects = Effects(np.random.default_rng(4).normal(size=(1, 1, 12)), ("a",), ("t",), "PNIE", groups=words)
+    effects.save(tmp_path / "effects.npz")
+    assert Effects.load(tmp_path / "effects.npz").groups.tolist() == words.tolist()
 
 
 def test_effects_survive_a_file(tmp_path):

@@ -1,16 +1,13 @@
-"""The file format of Effects: an `.npz` of plain arrays and one JSON header, never a pickle."""
+"""The file format of Effects."""
 
 from __future__ import annotations
 
-import json
-import os
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nnsight_vae.errors import DataError, NnsightVaeError
+from nnsight_vae.results import npz
 from nnsight_vae.results.effects import Effects
 from nnsight_vae.stats.discovery import TestResult
 
@@ -18,28 +15,13 @@ _SCHEMA = "nnsight-vae/effects@2"
 
 
 def write(effects: Effects, path: Path) -> None:
-    """Write effects whole or not at all: beside their place under another name, then renamed."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        try:
-            with partial.open("wb") as file:
-                np.savez(file, allow_pickle=False, **_arrays(effects, prefix=""))
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise DataError(f"Cannot write effects to {path}: {error}. Choose an existing, writable folder.") from error
+    """Write effects whole or not at all."""
+    npz.write(path, _arrays(effects, prefix=""), "effects")
 
 
 def read(path: Path) -> Effects:
     """Read effects that `write` wrote."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return _from_arrays(dict(arrays), prefix="")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, NnsightVaeError) as error:
-        raise DataError(
-            f"{path} is not a readable effects file ({error}); expected an .npz written by Effects.save ({_SCHEMA})."
-        ) from error
+    return npz.read(path, lambda arrays: _from_arrays(arrays, prefix=""), "effects", _SCHEMA)
 
 
 def _arrays(effects: Effects, prefix: str) -> dict[str, np.ndarray]:
@@ -55,11 +37,11 @@ def _arrays(effects: Effects, prefix: str) -> dict[str, np.ndarray]:
     arrays = {"values": effects.values}
     for name in ("groups", "source_groups"):
         if (ids := getattr(effects, name)) is not None:
-            arrays[name] = ids
+            arrays[name] = np.array(ids.tolist()) if ids.dtype == object else ids  # words from a table's column
     if test := effects.test:
         header["test"] = {name: getattr(test, name) for name in ("level", "min_effect", "n_tests", "method")}
         arrays |= {"test.p": test.p, "test.q": test.q, "test.passed": test.passed}
-    arrays["header"] = np.array(json.dumps(header))
+    arrays["header"] = npz.header(header)
     arrays = {prefix + name: array for name, array in arrays.items()}
     for name, part in effects.parts.items():
         arrays |= _arrays(part, f"{prefix}{name}:")
@@ -67,9 +49,7 @@ def _arrays(effects: Effects, prefix: str) -> dict[str, np.ndarray]:
 
 
 def _from_arrays(arrays: dict[str, np.ndarray], prefix: str) -> Effects:
-    header = json.loads(str(arrays[f"{prefix}header"]))
-    if header["schema"] != _SCHEMA:
-        raise DataError(f"schema {header['schema']!r}")
+    header = npz.read_header(arrays[f"{prefix}header"], _SCHEMA)
     test = header.get("test")
     return Effects(
         values=arrays[f"{prefix}values"],

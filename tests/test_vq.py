@@ -269,7 +269,11 @@ def test_adapt_takes_the_modules_own_codebook_unless_it_is_given_one(wrapped):
     assert nv.adapt(model).adapter.codebook is model.codebook
     other = torch.zeros(2, 3)
     assert nv.adapt(model, codebook=other).adapter.codebook is other
-    assert nv.VAE(nv.models.MLPVAE()).adapter.codebook is None
+    plain = nv.models.MLPVAE()
+    assert nv.VAE(plain).adapter.codebook is None
+    for no_codebook in (torch.nn.Embedding(4, 8), torch.zeros(8), "codes"):  # of that name, and not rows of numbers
+        plain.__dict__["codebook"] = no_codebook
+        assert nv.VAE(plain).adapter.codebook is None
 
 
 @pytest.mark.parametrize("shape", [(3, 64, 64), (1, 32, 32), (1, 28, 28), (1, 8, 8), (3, 32, 64)], ids=str)

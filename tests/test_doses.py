@@ -488,3 +488,36 @@ def test_the_labelled_model_represents_each_factor_by_a_latent_that_follows_it_i
         assert own["slope"] == pytest.approx(1.0, abs=0.1)
         others = frame["slope"].abs().drop(latent)[:3]
         assert (others < 0.1).all()
+
+
+@pytest.mark.parametrize("groups", [None, np.arange(40) // 2])
+def test_a_dose_response_survives_a_file(groups, tmp_path):
+    dose, world = np.array([-1.0, 0.25, 1.0]), np.random.default_rng(0).normal(1.0, 0.2, 40)
+    values = np.stack([dose[:, None] * world, (dose**2)[:, None] * -world])
+    said = {"doses": {"n": 40, "factor": "angle"}}
+    rounding = None if groups is None else np.array([0.0, 1e-6])
+    response = DoseResponse(values, ("fc[0]", "fc[1]"), dose, "angle", 0.5, groups, rounding, said)
+    response.save(tmp_path / "angle.npz")
+    again = DoseResponse.load(tmp_path / "angle.npz")
+    assert [each.name for each in tmp_path.iterdir()] == ["angle.npz"]
+    for name in ("values", "doses", "groups", "rounding"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(response, name))
+        assert (getattr(again, name) is None) == (getattr(response, name) is None)
+    for name in ("units", "factor", "factor_sd", "provenance"):
+        assert getattr(again, name) == getattr(response, name)
+    assert repr(again) == repr(response)
+    assert again.to_frame().equals(response.to_frame())
+
+
+def test_files_that_are_no_dose_response_are_refused_and_so_are_folders_that_are_not_there(tmp_path):
+    response = DoseResponse(np.ones((1, 2, 5)) * [[0.0], [2.0]], ("fc[0]",), np.array([0.1, 0.4]), "angle")
+    with pytest.raises(nv.DataError, match="Cannot write dose response to"):
+        response.save(tmp_path / "nowhere" / "angle.npz")
+    with pytest.raises(nv.DataError, match=r"not a readable dose response file .*dose-response@1"):
+        DoseResponse.load(tmp_path / "angle.npz")
+    response.change().save(tmp_path / "effects.npz")
+    with pytest.raises(nv.DataError, match="effects@2"):
+        DoseResponse.load(tmp_path / "effects.npz")
+    response.save(tmp_path / "angle.npz")
+    with pytest.raises(nv.DataError, match="dose-response@1"):
+        nv.Effects.load(tmp_path / "angle.npz")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from jaxtyping import Float, Shaped
 
 from nnsight_vae.errors import DataError
 from nnsight_vae.results.effects import Effects
+from nnsight_vae.results.effects_checks import plain
 from nnsight_vae.stats import significance, trends
 from nnsight_vae.stats.discovery import enough_flips
 
@@ -60,6 +63,7 @@ class DoseResponse:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "provenance", plain(self.provenance))
         expected = (len(self.units), len(self.doses))
         if self.values.ndim != 3 or self.values.shape[:2] != expected or expected[1] < 2 or expected[0] == 0:
             raise DataError(
@@ -179,6 +183,27 @@ class DoseResponse:
         from nnsight_vae.dose_plot import plot_dose_response
 
         return plot_dose_response(self, top)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything to an `.npz` file (plain arrays and a JSON header, nothing pickled), whole or not at all.
+
+        Raises:
+            DataError: the folder does not exist or cannot be written to.
+        """
+        from nnsight_vae.results import dose_file
+
+        dose_file.write(self, Path(path))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> DoseResponse:
+        """Read a dose response written by `save`.
+
+        Raises:
+            DataError: the file is missing, unreadable, or not a dose response of a known version.
+        """
+        from nnsight_vae.results import dose_file
+
+        return dose_file.read(Path(path))
 
     def _shapes(
         self, responds: np.ndarray, linear: np.ndarray, q: float, min_effect: float, seed: int

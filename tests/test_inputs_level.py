@@ -126,6 +126,21 @@ def test_the_noise_of_a_pair_is_shared_by_both_runs():
     np.testing.assert_allclose(z, (mu[1] - mu[0]) / sd, atol=1e-9)
 
 
+def test_each_chunk_of_examples_runs_on_its_own_noise_and_the_largest_activation_of_all_counts(monkeypatch):
+    vae = nv.VAE(MODELS["mlp"])
+    x = images(MODELS["mlp"], 40)
+    eps = torch.randn(40, 4, generator=torch.Generator().manual_seed(1))
+    x[:16] *= 20  # the first chunk is the loud one
+    _, blocks = reading.unit_blocks(vae, ["enc1", "latent.z"])
+    whole = reading.unit_means(vae, x, eps, blocks)
+    monkeypatch.setattr(engine, "CHUNK_BYTES", 1)  # 16 rows a chunk
+    chunked = reading.unit_means(vae, x, eps, blocks)
+    np.testing.assert_allclose(chunked.values, whole.values, atol=1e-4)
+    loud = reading.unit_means(vae, x[:16], eps[:16], blocks)
+    np.testing.assert_allclose(chunked.size, loud.size, rtol=1e-5)
+    assert (loud.size > 1.2 * reading.unit_means(vae, x[16:], eps[16:], blocks).size).all()
+
+
 def test_the_reference_of_noisy_pairs_runs_on_noise():
     vae, matrix = linear_world()
     pairs, reference = WORLD.pairs("cause", n=25), WORLD.sample(5000, seed=4).images

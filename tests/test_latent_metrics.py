@@ -278,3 +278,31 @@ def test_units_of_a_site_are_on_its_own_channel_axis():
     assert runs.unit_change.shape == (4, 10, 5)
     out = activations(vae, x, ["out"])["out"]  # [example, token, unit]
     np.testing.assert_allclose(runs.activation, out.transpose(1, 2), rtol=1e-6)
+
+
+def test_metrics_show_themselves_readably_and_every_one_has_a_table():
+    rng = np.random.default_rng(0)
+    found = nv.metrics.activity(rng.normal(0, [1.0, 0.0], (30, 2)), np.zeros((30, 2)))
+    matrix = nv.metrics.latent_response_matrix(rng.normal(size=(2, 30, 2)))
+    for each in (*found, found, matrix):
+        assert repr(each) == str(each)
+        assert len(repr(each)) < 250
+    table = found.to_frame()
+    assert list(table.columns) == [
+        "latent",
+        "unit",
+        "kl",
+        "kl_low",
+        "kl_high",
+        "variance",
+        "variance_low",
+        "variance_high",
+    ]
+    assert table["kl"].tolist() == list(found.kl.values)
+    assert list(zip(table["variance_low"], table["variance_high"], strict=True)) == list(found.variance.ci)
+    (row,) = found.active_units.to_frame().itertuples(index=False)
+    assert (row.metric, row.form, row.value, (row.ci_low, row.ci_high), row.note) == (
+        *("active units", "variance > 0.01", 1.0, found.active_units.ci), "of 2 latents"
+    )  # fmt: skip
+    undefined = nv.metrics.Score("modularity", "raw", None, None, "one latent only").to_frame()
+    assert undefined[["value", "ci_low", "ci_high"]].isna().all(axis=None)

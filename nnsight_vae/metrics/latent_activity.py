@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -11,6 +11,9 @@ from nnsight_vae.errors import DataError
 from nnsight_vae.metrics.dead import COLLAPSED
 from nnsight_vae.metrics.resampling import checked, estimate
 from nnsight_vae.metrics.scores import LatentScores, Score
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ACTIVE = 0.01  # variance of the posterior mean above which Burda et al. call a unit active
 
@@ -32,6 +35,16 @@ class Activity(NamedTuple):
 
     def __str__(self) -> str:
         return "\n".join(map(str, self))
+
+    __repr__ = __str__
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per latent: latent, unit, then kl and variance, each with its interval `_low` and `_high`."""
+        tables = {"kl": self.kl.to_frame(), "variance": self.variance.to_frame()}
+        frame = tables["kl"][["latent", "unit"]].copy()
+        for name, table in tables.items():
+            frame[[name, f"{name}_low", f"{name}_high"]] = table[["value", "ci_low", "ci_high"]]
+        return frame
 
 
 def activity(

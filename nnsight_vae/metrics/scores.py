@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pandas as pd
 
+_NUMBERS = ("value", "ci_low", "ci_high")
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Score:
     """One number for a whole model.
 
@@ -35,8 +37,19 @@ class Score:
         note = f"; {self.note}" if self.note else ""
         return f"{self.metric} ({self.form}): {_with_interval(self.value, self.ci)}{note}"
 
+    __repr__ = __str__
 
-@dataclass(frozen=True)
+    def to_frame(self) -> pd.DataFrame:
+        """One row: metric, form, value, ci_low, ci_high, note."""
+        import pandas as pd
+
+        low, high = self.ci or (None, None)
+        row = (self.metric, self.form, self.value, low, high, self.note)
+        frame = pd.DataFrame([row], columns=["metric", "form", *_NUMBERS, "note"])
+        return frame.astype(dict.fromkeys(_NUMBERS, "Float64"))
+
+
+@dataclass(frozen=True, repr=False)
 class LatentScores:
     """One number per latent.
 
@@ -116,8 +129,10 @@ class LatentScores:
             lines.append(f"{unit}  {_with_interval(value, interval)}  {flag}".rstrip())
         return "\n".join(lines)
 
+    __repr__ = __str__
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class LatentMatrix:
     """One number per latent and response.
 
@@ -150,7 +165,7 @@ class LatentMatrix:
             for k, (value, interval, flag) in enumerate(zip(values, intervals, self.flags, strict=True)):
                 rows.append((j, k, value, *(interval or (None, None)), flag))
         frame = pd.DataFrame(rows, columns=["latent", "response", "value", "ci_low", "ci_high", "flag"])
-        return frame.astype({"value": "Float64", "ci_low": "Float64", "ci_high": "Float64"})
+        return frame.astype(dict.fromkeys(_NUMBERS, "Float64"))
 
     def __str__(self) -> str:
         header = [f"mu[{k}]" for k in range(len(self.flags))]
@@ -164,6 +179,8 @@ class LatentMatrix:
         ]
         flagged = [f"mu[{k}]: {flag}" for k, flag in enumerate(self.flags) if flag]
         return "\n".join([f"{self.metric} ({self.form})", *lines, *flagged])
+
+    __repr__ = __str__
 
 
 def _with_interval(value: float | None, interval: tuple[float, float] | None) -> str:

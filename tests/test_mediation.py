@@ -284,6 +284,17 @@ def test_the_relative_scale_is_asked_for_and_refused_where_the_base_is_near_0():
         nv.mediate(vae, pairs, "latent.z[0]", readout=Centred(), scale="relative")
 
 
+def test_the_held_runs_share_the_noise_of_the_pair():
+    model = MODELS["mlp"]
+    vae = nv.VAE(model)
+    base, source = (images(model, 6, seed).double() for seed in (0, 1))
+    eps = torch.randn(6, 4, generator=torch.Generator().manual_seed(2), dtype=torch.double)
+    read = TwoPixelsOf20()
+    found = nv.mediate(vae, nv.Pairs(base, source, eps=eps), "enc1[0:4]", readout=read, hold=0.3).cde
+    held = [read(nv.intervene(vae, x, {"enc1[0:4]": nv.Set(0.3)}, eps=eps).reconstruction) for x in (base, source)]
+    np.testing.assert_allclose(found.values[0], (held[1] - held[0]).T.numpy(), atol=1e-6)
+
+
 def test_results_carry_the_ids_of_bases_and_sources():
     vae, _ = pairs_of("mlp")
     x = images(MODELS["mlp"], 7, seed=6).double()

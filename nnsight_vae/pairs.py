@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,6 +41,7 @@ class Pairs:
         factor_names: names of the columns of `base_factors` and `source_factors`.
         propagate: True: descendants of the factor followed the SCM (total effect); False: only this factor's own
             pixels changed (what a test of one unit's meaning needs); None: unknown, as for matched real images.
+        record: where the pairs are from, as JSON data, e.g. data set and seed; results keep it.
         match: for pairs that were found by matching images, how far base and source of the whole set are apart in each
             factor (`Arrays.match_quality`); results keep it. None: nothing was matched, the noise is shared.
 
@@ -64,6 +66,7 @@ class Pairs:
     propagate: bool | None = None
     source_groups: Int[Tensor, " n"] | None = None
     match: dict[str, float] | None = None
+    record: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def crossed(

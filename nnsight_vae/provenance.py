@@ -33,14 +33,18 @@ def provenance(vae: VAE, pairs: Pairs | None = None, readout: object | None = No
 
 
 def pairs_record(pairs: Pairs) -> dict[str, Any]:
-    """How many pairs of what, and how well they match where they were matched."""
+    """How many pairs of what, where they are from, and how well they match where they were matched."""
     matched = {} if pairs.match is None else {"match": dict(pairs.match)}
-    return {
-        "n": len(pairs),
-        "factor": pairs.factor,
-        "propagate": pairs.propagate,
-        "noise": "posterior mean" if pairs.eps is None else "shared eps",
-    } | matched
+    return (
+        pairs.record
+        | {
+            "n": len(pairs),
+            "factor": pairs.factor,
+            "propagate": pairs.propagate,
+            "noise": "posterior mean" if pairs.eps is None else "shared eps",
+        }
+        | matched
+    )
 
 
 def _version(package: str) -> str | None:

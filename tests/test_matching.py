@@ -16,6 +16,7 @@ from linear import random_linear_vae
 import nnsight_vae as nv
 from nnsight_vae.datasets.matching import cells, match_doses, match_pairs, rows_by_cell
 from nnsight_vae.errors import DataError, NnsightVaeWarning
+from nnsight_vae.provenance import pairs_record
 
 
 def literal_pairs(value, rest, n, rng, anchors=None):
@@ -148,6 +149,22 @@ def test_on_a_grid_every_pair_matches_exactly_and_nothing_is_cautioned_against(f
     apart = (pairs.source_factors - pairs.base_factors)[:, data.factors.index(factor)]
     assert (apart > 0).all()
     assert apart.unique().numel() > 1 or factor == "shape"  # not always the first value that will do
+
+
+@pytest.mark.parametrize("data", [grid(constant=False), nv.datasets.load("pendulum")], ids=["matched", "rendered"])
+def test_results_say_which_data_set_their_pairs_are_from_and_with_which_seed(data):
+    factor = data.factors[0]
+    where = {"dataset": data.name, "drawn": 6, "seed": 3}
+    pairs = data.pairs(factor, n=6, seed=3)
+    drawn = data.pairs_by_factor(n=6, seed=3)
+    assert all(each.record == where for each in (pairs, pairs[2:], pairs.reversed(), *drawn.values()))
+    record = pairs_record(pairs[2:])
+    assert {name: record[name] for name in (*where, "n", "factor")} == where | {"n": 4, "factor": factor}
+    assert (
+        pairs_record(nv.Pairs(pairs.base, pairs.source, record={"n": 0, "site": "lab"})).items()
+        >= {"n": 6, "site": "lab"}.items()
+    )
+    assert "dataset" not in pairs_record(nv.Pairs(pairs.base, pairs.source))
 
 
 def test_results_say_how_well_their_pairs_were_matched():

@@ -149,7 +149,7 @@ class Arrays(Dataset):
         check_count(f"{self.name}.pairs", n, most=len(self._table) // 2)
         pairs = self._matched_pairs(column, n, np.random.default_rng(seed), propagate, None)
         self._caution(pairs, propagate)
-        return pairs
+        return replace(pairs, record=self._record(n, seed))
 
     def pairs_by_factor(self, n: int, seed: int = 0, propagate: bool = False) -> dict[str, Pairs]:
         """Pairs in every factor of the same n images: what asks which units respond to which factor.
@@ -169,7 +169,7 @@ class Arrays(Dataset):
         found = {f: self._matched_pairs(j, n, rng, propagate, anchors) for j, f in enumerate(self.factors)}
         for pairs in found.values():
             self._caution(pairs, propagate)
-        return found
+        return {factor: replace(pairs, record=self._record(n, seed)) for factor, pairs in found.items()}
 
     def doses(
         self,

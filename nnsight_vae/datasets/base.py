@@ -6,7 +6,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -196,6 +196,10 @@ class Dataset(ABC):
         return whole[reliable]
 
     _readout: Factors | None = None
+
+    def _record(self, n: int, seed: int) -> dict[str, Any]:
+        """Where pairs or doses are from, for results."""
+        return {"dataset": self.name, "drawn": n, "seed": seed}
 
     def _no_scm(self, what: str) -> DataError:
         return DataError(

@@ -165,6 +165,7 @@ class Procedural(Dataset):
             source_factors=source.factors,
             factor_names=self.factors,
             propagate=propagate,
+            record=self._record(n, seed),
         )
 
     def _marginal(self, column: int) -> np.ndarray:

@@ -278,3 +278,11 @@ def test_results_save_test_and_select_as_any_effects_do(tmp_path):
     assert len(frame) == 10
     assert list(frame.site[::2]) == list(found.units)  # a path is no unit of a site
     assert frame["index"].isna().all()
+
+
+def test_sets_that_interleave_have_no_sequence():
+    vae, pairs = pairs_of("mlp")
+    read = nv.readouts.Pixels((20,))
+    with pytest.raises(nv.InterventionError, match="does not come before"):
+        nv.path_effects(vae, pairs, [["enc1[0]", "latent.z[0]"], "enc2[0]"], readout=read)
+    nv.path_effects(vae, pairs, [["enc1[0]", "enc2[0]"], "latent.z[0]"], readout=read)

@@ -37,6 +37,7 @@ class Picky(ConvVAE):
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         first, act, second, *rest = self.encoder
         h = act(first(x))
+        torch.rand(1)  # a draw that nothing depends on
         match self.way:
             case "view":
                 h = h.view(len(h), -1).view_as(h)
@@ -154,3 +155,21 @@ def test_a_response_is_added_in_the_format_of_the_output(layer):
     got = add_response(layer, channels_last(layer(x)), first, delta)
     assert is_channels_last(got)
     torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
+
+
+class Means:
+    names = tuple(map(str, range(5)))
+    reads = "latent.mu"
+
+    def __call__(self, means: Tensor) -> Tensor:
+        return means
+
+
+def test_a_run_that_ends_before_a_convolution_does_not_wait_for_it():
+    model = seeded(ConvVAE())
+    vae, x = nv.VAE(copy.deepcopy(model)), images(model, 3)
+    got = engine.run_interventions(vae, x, [{"encoder.0[0]": nv.Add(1.0)}], Means())
+    change = torch.eye(4)[0].view(-1, 1, 1)
+    model.encoder[0].register_forward_hook(lambda module, args, output: output + change)
+    with torch.no_grad():
+        torch.testing.assert_close(got[0], model.encode(x)[0], atol=1e-5, rtol=0)

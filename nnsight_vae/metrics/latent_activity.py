@@ -36,7 +36,8 @@ class Activity(NamedTuple):
     def __str__(self) -> str:
         return "\n".join(map(str, self))
 
-    __repr__ = __str__
+    def __repr__(self) -> str:
+        return str(self)
 
     def to_frame(self) -> pd.DataFrame:
         """One row per latent: latent, unit, then kl and variance, each with its interval `_low` and `_high`."""

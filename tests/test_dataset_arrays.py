@@ -150,8 +150,11 @@ def test_a_factor_that_cannot_be_read_is_left_out_with_a_warning_or_refused_by_n
     data = datasets.from_arrays(images, np.stack([seen, rng.random(300)], axis=1), names=["seen", "unseen"])
     with pytest.warns(NnsightVaeWarning, match=r"leaves out unseen"):
         assert data.readout().names == ("seen",)
-    with pytest.raises(ReadoutError, match=r"unseen .* cannot be read reliably"):
+    with pytest.raises(ReadoutError, match=r"unseen .* cannot be read reliably.*Factors.fit\(.*allow_unreliable=True"):
         data.readout("unseen")
+    nothing = datasets.from_arrays(images, rng.random((300, 1)), names=["unseen"])
+    with pytest.raises(ReadoutError, match=r"no factor can be read.*larger images.*allow_unreliable=True"):
+        nothing.readout()
 
 
 def test_layouts_and_types_of_images_mean_the_same():

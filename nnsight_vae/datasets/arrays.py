@@ -202,7 +202,7 @@ class Arrays(Dataset):
         if rows.shape[1] < n:
             raise DataError(
                 f"{self.name}.doses: {rows.shape[1]} sets of images agree in the other factors and show {factor!r} = "
-                f"{', '.join(f'{level:.6g}' for level in levels)}; asked for n = {n}. Ask for fewer or for other values; where "
+                f"{', '.join(f'{level:.6g}' for level in levels)}; asked for n = {n}. Ask for {'fewer or for ' if rows.size else ''}other values; where "
                 f"the factors are no grid, use pairs({factor!r}, n) and manipulate_inputs, which match the nearest images."
             )
         return Doses(

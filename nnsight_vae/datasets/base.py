@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 REFERENCE = 256  # images that a unit's standard deviation is over in `doses`: it is then known to about 5 %
 _DOSES = 7  # values of a factor in `doses`: enough to tell a peak from a line, few enough to render
+_ADVICE = (
+    "Give more or larger images, ask for other factors, or, where you want to read them all the same, make a readout with "
+    "nv.readouts.Factors.fit(images, factors, names, allow_unreliable=True)."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,11 +187,11 @@ class Dataset(ABC):
         if names is not None:
             part = whole[names]
             if part.unreliable:
-                raise ReadoutError(f"{self.name}: {_scores(part)} cannot be read reliably. Ask for other factors.")
+                raise ReadoutError(f"{self.name}: {_scores(part)} cannot be read reliably. {_ADVICE}")
             return part
         reliable = [name for name in whole.names if name not in whole.unreliable]
         if not reliable:
-            raise ReadoutError(f"{self.name}: no factor can be read from its images: {_scores(whole)}.")
+            raise ReadoutError(f"{self.name}: no factor can be read from its images: {_scores(whole)}. {_ADVICE}")
         if whole.unreliable:
             message = (
                 f"{self.name}: the readout leaves out {_scores(whole[whole.unreliable])}: not readable from the images."

@@ -82,6 +82,7 @@ class LatentShift(VAEAttribution):
     Example:
         >>> import nnsight_vae as nv
         >>> from nnsight_vae.models import MLPVAE
+        >>> _ = torch.manual_seed(0)
         >>> vae = nv.VAE(MLPVAE(image_shape=(1, 8, 8), latent=3))
         >>> halves = nv.readouts.Region({"top": (slice(0, 4), slice(0, 8)), "bottom": (slice(4, 8), slice(0, 8))})
         >>> shift = LatentShift(vae, halves).path(torch.randn(5, 3), target="top", amount=0.001)

@@ -38,7 +38,7 @@ FILES = [
     "posterior",
     "export",
 ]
-ON_PURPOSE = ["refus", "bad", "cannot", "few_clusters", "slabs", "two_valued", "compared", "maps_say"]
+ON_PURPOSE = ["refus", "bad", "cannot", "few_clusters", "slabs", "two_valued", "compared", "maps_say", "asks_for"]
 
 
 @pytest.mark.slow

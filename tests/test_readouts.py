@@ -115,6 +115,9 @@ def test_results_describe_a_readout_by_its_repr_where_that_says_more_than_its_cl
     class Plain:
         names = ("a", "b")
 
+        def __call__(self, reconstruction):
+            return reconstruction.flatten(1)[:, :2]
+
     assert described(Own()) == "Own"
     assert described(Plain()) == "Plain"
     assert repr(select(Plain(), "b")) == described(select(Plain(), "b")) == "Plain[b]"

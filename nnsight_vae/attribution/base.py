@@ -167,8 +167,7 @@ class VAEAttribution(Attribution):
         """What is explained, as a function of rows, of which example each is, and of its place in the call: `[r, targets]`."""
 
         def read(x: Tensor, rows: Tensor, places: Tensor) -> Tensor:
-            output = self.forward_func(x, rows) if self.forward_func.examples > 1 else self.forward_func(x)
-            return call.targets.read(output, places)
+            return call.targets.read(self._output(x, rows), places)
 
         return read
 
@@ -250,10 +249,12 @@ class VAEAttribution(Attribution):
             )
         return rows
 
+    def _output(self, x: Tensor, rows: Tensor) -> Tensor:
+        return self.forward_func(x, rows) if self.forward_func.examples > 1 else self.forward_func(x)
+
     def _output_shape(self, x: Tensor, rows: Tensor) -> tuple[int, ...]:
         with torch.no_grad():
-            output = self.forward_func(x, rows) if self.forward_func.examples > 1 else self.forward_func(x)
-        return tuple(output.shape[1:])
+            return tuple(self._output(x, rows).shape[1:])
 
     def _collapsed(self, call: Call) -> dict[str, str]:
         """Targets that read a collapsed latent: the posterior of the latent is the prior, whatever the input."""

@@ -7,88 +7,24 @@ from typing import Any
 
 import torch
 from captum.attr import IntegratedGradients
-from captum.attr._utils.approximation_methods import SUPPORTED_METHODS
-from captum.log import log_usage
 from jaxtyping import Float
 from torch import Tensor
 
-from nnsight_vae.attribution.base import Call, VAEAttribution
+from nnsight_vae.attribution.base import Call
 from nnsight_vae.attribution.entry import Entry
 from nnsight_vae.attribution.forward import Explained
-from nnsight_vae.attribution.guards import guarded
-from nnsight_vae.errors import DataError
+from nnsight_vae.attribution.path import CHUNK_BYTES, PathAttribution
 from nnsight_vae.interventions import Intervention
 from nnsight_vae.readouts import Readout
 from nnsight_vae.sites import Key
 from nnsight_vae.vae import VAE
 
-CHUNK_BYTES = 16 * 2**20  # of gradients held at a time: more is no faster, and memory would grow with n_steps
 
-
-class _PathAttribution(VAEAttribution):
+class _IntegratedGradients(PathAttribution):
     """Integrated gradients of every target from one forward; the quadrature and the batching along the path are Captum's.
 
     Where the model begins with an affine layer (nearly all do), the path is taken at that layer's output: see `Entry`.
     """
-
-    _of: str
-
-    @log_usage()  # Captum's NoiseTunnel calls attribute.__wrapped__
-    def attribute(
-        self,
-        inputs: Any,
-        baselines: Any = None,
-        target: Any = None,
-        additional_forward_args: Any = None,
-        n_steps: int = 50,
-        method: str = "gausslegendre",
-        internal_batch_size: int | None = None,
-        return_convergence_delta: bool = False,
-    ) -> Any:
-        """Attributions of the target to every element of the inputs.
-
-        A_i = (x_i - b_i) * integral over a in [0, 1] of d f / d x_i at b + a (x - b); they sum to f(x) - f(b).
-
-        Args:
-            inputs: `[n, *shape]`, float.
-            baselines: b: a name (`"mean"`, `"prior"`, `"black"`), a number, a tensor `[1, *shape]` or `[n, *shape]`, `Pairs`
-                (their sources), or a `Distribution` to average over. Default: the mean for inputs, the prior mean for latents.
-            target: None for all targets at once; an int, a name, a slice, a tuple, a list or tensor with one per example, a
-                `Direction`, or a callable. See `resolve_targets`.
-            additional_forward_args: example numbers `[n]`, needed only where eps or interventions differ by example and inputs
-                are repeated.
-            n_steps: points on the path. The error falls about as 1/n on networks with kinks (ReLU).
-            method: Captum's quadrature: `"gausslegendre"`, `"riemann_trapezoid"`, ...
-            internal_batch_size: rows run at a time; by default as many as keep the gradients within 16 MiB.
-            return_convergence_delta: also return sum(A) - (f(x) - f(b)), `[n]` or `[n, targets]`.
-
-        Returns: `[n, *shape]` in units of the target; `[n, targets, *shape]` for `target=None`.
-
-        Raises:
-            DataError, ReadoutError: inputs, baselines or target do not fit; before any work.
-        """
-        require_steps(n_steps, method, internal_batch_size)
-        call = self.start(inputs, baselines, target, additional_forward_args)
-        with guarded(self.vae):
-            attributions = self._along_paths(call, n_steps, method, internal_batch_size)
-            return self.finish(
-                call,
-                attributions,
-                of=self._of,
-                complete=True,
-                return_convergence_delta=return_convergence_delta,
-                n_steps=n_steps,
-                method=method,
-            )
-
-    def has_convergence_delta(self) -> bool:
-        """True: attributions sum to f(x) - f(b)."""
-        return True
-
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        """True: attributions are gradients times the change of the input."""
-        return True
 
     def _along_paths(
         self, call: Call, n_steps: int, method: str, batch: int | None
@@ -154,32 +90,7 @@ def gradients_of(columns: Sequence[Float[Tensor, " r"]], at: Tensor) -> list[Ten
     return gradients
 
 
-def require_steps(n_steps: Any, method: Any, internal_batch_size: Any = None) -> None:
-    """Refuse a path that Captum's quadratures cannot take.
-
-    Raises:
-        DataError: n_steps or internal_batch_size is no positive integer, or method no quadrature.
-    """
-    require_batch_size(internal_batch_size)
-    if method not in SUPPORTED_METHODS:
-        raise DataError(f"method must be one of {', '.join(map(repr, SUPPORTED_METHODS))}, got {method!r}.")
-    least = 2 if method == "riemann_trapezoid" else 1
-    if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < least:
-        raise DataError(f"n_steps must be an integer of at least {least} for {method!r}, got {n_steps!r}.")
-
-
-def require_batch_size(internal_batch_size: Any) -> None:
-    """Refuse what is no number of rows.
-
-    Raises:
-        DataError: it is neither None nor a positive integer.
-    """
-    size = internal_batch_size
-    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-        raise DataError(f"internal_batch_size must be None or a positive number of rows, got {size!r}.")
-
-
-class LatentIntegratedGradients(_PathAttribution):
+class LatentIntegratedGradients(_IntegratedGradients):
     """Which pixels make each latent what it is: integrated gradients from the input to mu_k (or logvar_k, KL_k).
 
     Captum's `IntegratedGradients` on `captum_forward(vae, to)` gives the same numbers one latent at a time. What is new here:
@@ -220,7 +131,7 @@ class LatentIntegratedGradients(_PathAttribution):
         super().__init__(vae, to, of="input", eps=eps, interventions=interventions, reference=reference)
 
 
-class DecoderIntegratedGradients(_PathAttribution):
+class DecoderIntegratedGradients(_IntegratedGradients):
     """What each latent contributes to a pixel, a region or a factor of the reconstruction: integrated gradients from z.
 
     Captum's `IntegratedGradients` on `captum_forward(vae, to, of="z")` gives the same numbers one target at a time.

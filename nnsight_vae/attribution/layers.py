@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from nnsight_vae.attribution.base import Call, VAEAttribution
 from nnsight_vae.attribution.forward import Explained, Origin
-from nnsight_vae.attribution.gradients import CHUNK_BYTES, gradients_of, require_steps
+from nnsight_vae.attribution.gradients import gradients_of
 from nnsight_vae.attribution.guards import guarded
+from nnsight_vae.attribution.path import CHUNK_BYTES, PathAttribution
 from nnsight_vae.attribution.raw_layer import Layer, captum_layer, layer_name
 from nnsight_vae.errors import DataError, SiteError
 from nnsight_vae.interventions import Intervention
@@ -73,7 +74,7 @@ class _LayerAttribution(VAEAttribution):
         return seen[0].detach(), torch.stack(gradients_of(columns, seen[0]), 1)
 
 
-class LatentConductance(_LayerAttribution):
+class LatentConductance(_LayerAttribution, PathAttribution):
     """How much of each latent flows through each unit of a layer: conductance, a path integral that adds up over the layer.
 
     C_u = integral over a in [0, 1] of (d f / d h_u) (d h_u / d a) at x(a) = b + a (x - b), h_u the unit's activation. Over a
@@ -103,58 +104,9 @@ class LatentConductance(_LayerAttribution):
         True
     """
 
-    @log_usage()  # Captum's NoiseTunnel calls attribute.__wrapped__
-    def attribute(
-        self,
-        inputs: Any,
-        baselines: Any = None,
-        target: Any = None,
-        additional_forward_args: Any = None,
-        n_steps: int = 50,
-        method: str = "gausslegendre",
-        internal_batch_size: int | None = None,
-        return_convergence_delta: bool = False,
-    ) -> Any:
-        """Conductance of the target through every element of the layer.
-
-        Args:
-            inputs: `[n, *shape]`, float.
-            baselines: b, as in `LatentIntegratedGradients.attribute`.
-            target: None for all targets at once; else as in `LatentIntegratedGradients.attribute`.
-            additional_forward_args: example numbers `[n]`, needed only where eps or interventions differ by example and inputs
-                are repeated.
-            n_steps: differences taken along the path.
-            method: Captum's quadrature, whose positions are used, the first and last moved to the ends of the path.
-            internal_batch_size: rows run at a time; by default as many as keep the gradients within 16 MiB.
-            return_convergence_delta: also return sum(C) - (f(x) - f(b)), `[n]` or `[n, targets]`.
-
-        Returns: `[n, *layer]` in units of the target; `[n, targets, *layer]` for `target=None`.
-
-        Raises:
-            DataError, ReadoutError: inputs, baselines or target do not fit; before any work.
-        """
-        require_steps(n_steps, method, internal_batch_size)
-        call = self.start(inputs, baselines, target, additional_forward_args)
-        with guarded(self.vae):
-            attributions = self._along_paths(call, n_steps, method, internal_batch_size)
-            return self.finish(
-                call,
-                attributions,
-                of=self.site.name,
-                complete=True,
-                return_convergence_delta=return_convergence_delta,
-                n_steps=n_steps,
-                method=method,
-            )
-
-    def has_convergence_delta(self) -> bool:
-        """True: over a layer that everything flows through, conductances sum to f(x) - f(b)."""
-        return True
-
     @property
-    def multiplies_by_inputs(self) -> bool:
-        """True: conductances are gradients times the change of the activation."""
-        return True
+    def _of(self) -> str:  # type: ignore[override]
+        return self.site.name
 
     def _along_paths(
         self, call: Call, n_steps: int, method: str, batch: int | None

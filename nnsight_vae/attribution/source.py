@@ -6,22 +6,21 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from captum.log import log_usage
 from jaxtyping import Float
 from nnsight.intervention.source import SourceNotAvailable
 from torch import Tensor
 
-from nnsight_vae.attribution.base import Call, VAEAttribution
+from nnsight_vae.attribution.base import Call
 from nnsight_vae.attribution.forward import Explained
-from nnsight_vae.attribution.gradients import MeanGradients, require_steps
-from nnsight_vae.attribution.guards import guarded
+from nnsight_vae.attribution.gradients import MeanGradients
+from nnsight_vae.attribution.path import PathAttribution
 from nnsight_vae.errors import SiteError
 from nnsight_vae.probe import Firing
 from nnsight_vae.runs import trace_events
 from nnsight_vae.vae import VAE
 
 
-class SourceIntegratedGradients(VAEAttribution):
+class SourceIntegratedGradients(PathAttribution):
     """Integrated gradients of the output of any operation in a module's forward, to a latent or a readout.
 
     Captum's layer methods reach modules only. With h the operation's output, from the baseline's to the input's:
@@ -37,7 +36,8 @@ class SourceIntegratedGradients(VAEAttribution):
         reference: images whose mean is the default baseline; see `LatentIntegratedGradients`.
 
     Raises:
-        SiteError: the module does not run once, its source cannot be read, or has no such operation.
+        SiteError: the module does not run once, its source cannot be read, or has no such operation; from `attribute`, the
+            operation does not return one float tensor with a row per example.
 
     Source: Sundararajan, Taly and Yan 2017, arXiv 1703.01365, on a hidden layer (Captum's `LayerIntegratedGradients`).
 
@@ -63,68 +63,29 @@ class SourceIntegratedGradients(VAEAttribution):
         self, vae: VAE, module: str, operation: str, to: Explained = "mu", *, reference: Tensor | None = None
     ) -> None:
         super().__init__(vae, to, reference=reference)
-        self.of = f"{module}.source.{operation}"
+        self._of = f"{module}.source.{operation}"
         self._firing = _firing(vae, module)
         self._operation = _operation(vae, self._firing, module, operation)
 
-    @log_usage()  # Captum's NoiseTunnel calls attribute.__wrapped__
-    def attribute(
-        self,
-        inputs: Any,
-        baselines: Any = None,
-        target: Any = None,
-        additional_forward_args: Any = None,
-        n_steps: int = 50,
-        method: str = "gausslegendre",
-        internal_batch_size: int | None = None,
-        return_convergence_delta: bool = False,
-    ) -> Any:
-        """Attributions of the target to every element of the operation's output.
-
-        Args: as in `LatentIntegratedGradients.attribute`.
-
-        Returns: `[n, *output]` in units of the target; `[n, targets, *output]` for `target=None`.
-
-        Raises:
-            DataError, ReadoutError: inputs, baselines or target do not fit; before any work.
-            SiteError: the operation does not return one float tensor with a row per example.
-        """
-        require_steps(n_steps, method, internal_batch_size)
-        call = self.start(inputs, baselines, target, additional_forward_args)
-        with guarded(self.vae):
-            end = self._output(call.x)
-            total = end.new_zeros(len(end), len(call.targets.names), *end.shape[1:])
-            for baseline in call.baselines:
-                start = self._output(baseline)
-                gradients = MeanGradients(self._from_operation(call)).attribute(
-                    end,
-                    baselines=start,
-                    additional_forward_args=(call.x, call.places),
-                    n_steps=n_steps,
-                    method=method,
-                    internal_batch_size=internal_batch_size,
-                )
-                total += gradients * (end - start)[:, None]
-            return self.finish(
-                call,
-                total / len(call.baselines),
-                of=self.of,
-                complete=True,
-                return_convergence_delta=return_convergence_delta,
+    def _along_paths(
+        self, call: Call, n_steps: int, method: str, batch: int | None
+    ) -> Float[Tensor, "n target *output"]:
+        end = self._of_operation(call.x)
+        total = end.new_zeros(len(end), len(call.targets.names), *end.shape[1:])
+        for baseline in call.baselines:
+            start = self._of_operation(baseline)
+            gradients = MeanGradients(self._from_operation(call)).attribute(
+                end,
+                baselines=start,
+                additional_forward_args=(call.x, call.places),
                 n_steps=n_steps,
                 method=method,
+                internal_batch_size=batch,
             )
+            total += gradients * (end - start)[:, None]
+        return total / len(call.baselines)
 
-    def has_convergence_delta(self) -> bool:
-        """True: where everything flows through the operation, attributions sum to f(x) - f(b)."""
-        return True
-
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        """True: attributions are gradients times the change of the operation's output."""
-        return True
-
-    def _output(self, x: Tensor) -> Tensor:
+    def _of_operation(self, x: Tensor) -> Tensor:
         """What the operation returns in the run of x."""
         kept: list[Any] = []
         with torch.no_grad():
@@ -135,7 +96,7 @@ class SourceIntegratedGradients(VAEAttribution):
         if not isinstance(output, Tensor) or not output.is_floating_point() or output.shape[:1] != x.shape[:1]:
             what = f"a {output.dtype} {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
             raise SiteError(
-                f"{self.of!r} returns {what} for {len(x)} examples; only one float tensor with a row per example can be attributed to."
+                f"{self._of!r} returns {what} for {len(x)} examples; only one float tensor with a row per example can be attributed to."
             )
         return output.clone()
 

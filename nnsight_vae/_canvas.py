@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from nnsight_vae.circuits.style import FAINT, INK, LOWERS, RAISES
 from nnsight_vae.errors import DataError
+from nnsight_vae.guards import FEW_CLUSTERS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,6 +47,14 @@ def title(axes: Axes, text: str, note: str = "", width: float | None = None) -> 
     if width is not None:
         whole = textwrap.fill(whole, int(width / _TITLE_LETTER), break_long_words=False, break_on_hyphens=False)
     axes.set_title(whole, loc="left", fontsize=9, color=INK, parse_math=False)
+
+
+def means_of(n_clusters: int) -> str:
+    """What is drawn of effects over so many independent pairs: means alone, or with intervals, and how far to trust those."""
+    if n_clusters < 2:
+        return "mean"
+    few = f", indicative: {n_clusters} independent pairs" if n_clusters < FEW_CLUSTERS else ""
+    return f"mean and 95 % interval{few}"
 
 
 def quiet(axes: Axes) -> None:

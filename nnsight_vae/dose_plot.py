@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nnsight_vae._canvas import new_figure, quiet, title
+from nnsight_vae._canvas import means_of, new_figure, quiet, title
 from nnsight_vae.circuits.style import FAINT
 from nnsight_vae.errors import DataError
 from nnsight_vae.stats.intervals import mean_interval
@@ -64,5 +64,5 @@ def plot_dose_response(response: DoseResponse, top: int = 6) -> tuple[Figure, Ax
     for text in legend.get_texts():
         text.set_parse_math(False)
     note = f"showing {len(rows)} of {len(response.units)} units" if len(rows) < len(response.units) else ""
-    title(axes, f"response to do({response.factor}), mean and 95 % interval", note)
+    title(axes, f"response to do({response.factor}), {means_of(shown.n_clusters)}", note)
     return figure, axes

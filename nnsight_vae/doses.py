@@ -70,7 +70,7 @@ class Doses:
     def __repr__(self) -> str:
         low, high = self.values[0], self.values[-1]
         return (
-            f"Doses({len(self.values)} values of {self.factor} from {low:g} to {high:g}, {len(self)} units of the world, "
+            f"Doses({len(self.values)} values of {self.factor} from {low:g} to {high:g}, {len(self)} unit{'' if len(self) == 1 else 's'} of the world, "
             f"images {tuple(self.images.shape[2:])}, propagate={self.propagate})"
         )
 

@@ -66,7 +66,7 @@ def intervene(
         [2.0, 2.0]
     """
     x, eps = checked_batch(vae, x, eps)
-    joint = _joint(vae, interventions)
+    joint = joint_of(vae, interventions)
     donors = Donors(vae, [joint], x, eps)
     layout, n = vae.layout(x), len(x)
     firings = layout.firings
@@ -117,7 +117,7 @@ def run_interventions(
     """
     require_readout(read)
     x, eps = checked_batch(vae, x, eps)
-    joints = [_joint(vae, entry) for entry in plan]
+    joints = [joint_of(vae, entry) for entry in plan]
     donors = Donors(vae, joints, x, eps)
     result = x.new_empty(len(joints), len(x), len(read.names))
     if not joints:
@@ -219,8 +219,12 @@ def checked_batch(vae: VAE, x: Tensor, eps: Tensor | None) -> tuple[Tensor, Tens
     return x, eps.to(x)
 
 
-def _joint(vae: VAE, interventions: Mapping[K, Intervention]) -> Joint:
-    """What to do to which units; refused where two keys name one unit, for what should come first would be a guess."""
+def joint_of(vae: VAE, interventions: Mapping[K, Intervention]) -> Joint:
+    """What to do to which units; refused where two keys name one unit, for what should come first would be a guess.
+
+    Raises:
+        SiteError, InterventionError: a key names no unit, two name the same, a value is no intervention, or there is none at all.
+    """
     if not isinstance(interventions, Mapping):
         raise InterventionError(
             f"interventions are a mapping such as {{'latent.z[3]': nv.Set(2.0)}}, got a {type(interventions).__name__}."

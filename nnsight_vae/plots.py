@@ -19,6 +19,7 @@ from nnsight_vae._canvas import (
     channels_last,
     diverging,
     figure_bytes,
+    means_of,
     name_ticks,
     new_figure,
     power_of_ten,
@@ -137,8 +138,9 @@ def _plot_one_target(effects: Effects, rows: np.ndarray) -> tuple[Figure, Axes]:
     name_ticks(axes.yaxis, [effects.units[i] for i in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     quiet(axes)
-    what = "mean and 95 % interval" if effects.n_clusters > 1 else "mean"
-    axes.set_xlabel(f"effect on {effects.targets[0]}, {what}", fontsize=8, color=FAINT, parse_math=False)
+    axes.set_xlabel(
+        f"effect on {effects.targets[0]}, {means_of(effects.n_clusters)}", fontsize=8, color=FAINT, parse_math=False
+    )
     note = f"showing {len(rows)} of {len(effects.units)} units" if len(rows) < len(effects.units) else ""
     title(axes, effects.estimand, note, width=width)
     return figure, axes
@@ -188,7 +190,7 @@ def plot_mediation(mediation: Mediation) -> tuple[Figure, np.ndarray]:
         else ""
     )
     unit = ", relative to Y(base)" if mediation.scale == "relative" else ""
-    text = f"Through {mediation.mediator}{unit}: mean and 95 % interval{shown}"
+    text = f"Through {mediation.mediator}{unit}: {means_of(mediation.te.n_clusters)}{shown}"
     figure.suptitle(text, x=0.01, ha="left", fontsize=9, color=INK, parse_math=False)
     return figure, panels
 

@@ -183,7 +183,7 @@ class Sites(Mapping[str, Site]):
                 "and '@2,3' after it for one position."
             )
         name, index, position = match["site"], match["index"], match["position"]
-        indices = None if index is None else _read_index(index, self._named_in(name, key).n_units, key)
+        indices = None if index is None else read_index(index, self._named_in(name, key).n_units, key)
         return self._checked(name, indices, None if position is None else _read_position(position, key), key)
 
     def units(self, selection: Selection) -> tuple[Unit, ...]:
@@ -264,7 +264,7 @@ def _whole(value: Any, written: str) -> int:
         raise SiteError(f"{written!r} has {value!r} where an integer belongs.") from None
 
 
-def _read_index(text: str, n_units: int, key: str) -> tuple[int, ...]:
+def read_index(text: str, n_units: int, key: str) -> tuple[int, ...]:
     """The integers that `7`, `0:8`, `::2` or `1,5` stand for."""
     text = text.replace(" ", "")
     if match := _SLICE.match(text):

@@ -538,7 +538,7 @@ def test_a_circuit_says_where_it_comes_from_and_survives_its_files(wired, tmp_pa
     vae, pairs, readout = wired
     circuit = extract_circuit(vae, pairs, readout)
     assert circuit.graph["schema"] == "nnsight-vae/circuit@1"
-    assert circuit.graph["model"] == {"class": "WiredVAE", "fingerprint": vae.fingerprint}
+    assert (circuit.graph["model"], circuit.graph["fingerprint"]) == ("WiredVAE", vae.fingerprint)
     assert circuit.graph["pairs"]["n"] == 30
     assert circuit.graph["thresholds"]["q"] == 0.05
     assert circuit.graph["total_effect"]["pixel[0]"]["ci_low"] > 0

@@ -212,6 +212,15 @@ def test_select_takes_units_sites_and_targets_in_the_order_asked(effects):
     assert chosen.provenance == effects.provenance
 
 
+def test_select_takes_the_slices_that_keys_take(effects):
+    assert effects.select("encoder.4[0:2]").units == UNITS[:2]
+    assert effects.select("encoder.4[1,0]").units == (UNITS[1], UNITS[0])
+    with pytest.raises(SiteError, match=r"'encoder\.4\[0,9\]' is not a unit"):  # one of them is not there
+        effects.select("encoder.4[0,9]")
+    with pytest.raises(SiteError, match="cannot read the index"):
+        effects.select("encoder.4[first]")
+
+
 def test_select_reaches_the_parts():
     parts = {"noising": make([[1, 2], [3, 4]]), "denoising": make([[5, 6], [7, 8]], seed=1)}
     whole = make([[3, 4], [5, 6]], parts=parts).select(UNITS[1], "light")

@@ -172,7 +172,7 @@ def test_print_says_when_pairs_are_few_and_warns_of_nothing():
     y = np.random.default_rng(5).normal(size=(4, 1, 9))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert "too narrow with so few pairs" in str(of(*y))
+        assert "95 % intervals, indicative with so few pairs" in str(of(*y))
         single = of(*y[..., :1])
         assert "no intervals from a single independent pair" in str(single)
         assert single.proportion["y"].reason == "one independent pair gives no interval for TE"

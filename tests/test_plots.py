@@ -315,6 +315,16 @@ def test_effects_on_one_target_are_dots_with_their_intervals():
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a[0]", "a[1]", "b[0]"]
 
 
+@pytest.mark.parametrize(
+    ("n", "said"),
+    [(1, "mean"), (4, "mean and 95 % interval, indicative: 4 independent pairs"), (40, "mean and 95 % interval")],
+)
+def test_figures_say_when_pairs_are_few(n, said):
+    values = np.random.default_rng(0).normal(size=(2, 1, n))
+    _, axes = Effects(values, ("a[0]", "a[1]"), ("y",), "PNIE (noising)").plot()
+    assert axes.get_xlabel() == f"effect on y, {said}"
+
+
 def test_effects_on_one_target_are_coloured_where_their_interval_is_clear_of_0():
     values = np.random.default_rng(0).normal([[[1.0]], [[-2.0]], [[0.01]]], 0.5, (3, 1, 40))
     effects = Effects(values, ("a[0]", "a[1]", "b[0]"), ("angle",), "PNIE (noising)")

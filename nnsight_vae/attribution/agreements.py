@@ -137,7 +137,8 @@ def agreement(
             any array of those shapes, from base to source, with the effects' targets in their order.
         effects: from `patch_activations`, on the same pairs.
         top: k of the overlap; None: a tenth of the units, at least 1.
-        level: of the percentile intervals. Resampling adds noise to both sides, so those of correlations lean low.
+        level: of the percentile intervals. Resampling adds noise to both sides, so those of correlations lean low; that of an
+            overlap can leave its own value out where units nearly tie for the last place.
         n_boot: resamples of the pairs, by whole clusters.
         seed: of the resampling.
 

@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from nnsight_vae.donors import Donors, Replacement
-from nnsight_vae.engine import _joint as joint_of
+from nnsight_vae.engine import joint_of
 from nnsight_vae.errors import DataError, InterventionError
 from nnsight_vae.interventions import Add, Intervention, Noise, Resample, Set, Swap
 from nnsight_vae.probe import zeros_like_input

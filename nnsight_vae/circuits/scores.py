@@ -23,7 +23,6 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-import nnsight_vae
 from nnsight_vae import readouts
 from nnsight_vae.arguments import require
 from nnsight_vae.circuits.edges import EdgeScores, cuts_of
@@ -33,6 +32,7 @@ from nnsight_vae.circuits.pair_run import pair_runs
 from nnsight_vae.engine import checked_batch
 from nnsight_vae.errors import CircuitError
 from nnsight_vae.pairs import Pairs
+from nnsight_vae.provenance import provenance
 from nnsight_vae.readouts import Readout
 from nnsight_vae.vae import VAE
 
@@ -130,7 +130,7 @@ def score_edges(
         method,
         _ESTIMANDS[direction if method == "exact" else method],
         *pairs.cluster_ids,
-        _provenance(vae, pairs, readout, method, nodes, direction, seed),
+        provenance(vae, pairs, readout, options=_options(method, nodes, direction, seed)),
     )
 
 
@@ -144,23 +144,11 @@ def _check_options(method: str, nodes: int, direction: str) -> None:
         raise CircuitError(f"nodes={nodes!r}: expected a positive number of quadrature nodes.")
 
 
-def _provenance(
-    vae: VAE, pairs: Pairs, readout: Readout, method: str, nodes: int, direction: str, seed: int
-) -> dict[str, object]:
+def _options(method: str, nodes: int, direction: str, seed: int) -> dict[str, object]:
+    """Of the options, those that the method goes by."""
     options: dict[str, dict[str, object]] = {
         "ig": {"nodes": nodes, "quadrature": "Gauss-Legendre, calibrated to the total effect"},
         "exact": {"direction": direction},
         "random": {"seed": seed},
     }
-    return {
-        "model": {"class": type(vae.module).__name__, "fingerprint": vae.fingerprint},
-        "pairs": {
-            "n": len(pairs),
-            "factor": pairs.factor,
-            "propagate": pairs.propagate,
-            "latent": "posterior mean" if pairs.eps is None else "posterior sample, noise shared",
-        },
-        "readout": {"class": type(readout).__name__, "names": list(readout.names), "reads": readouts.reads(readout)},
-        "options": options.get(method, {}),
-        "versions": {"nnsight_vae": nnsight_vae.__version__, "torch": torch.__version__},
-    }
+    return options.get(method, {})

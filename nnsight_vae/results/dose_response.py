@@ -228,6 +228,6 @@ class DoseResponse:
         per = f"sd of {self.factor}" if self.factor_sd else f"unit of {self.factor}"
         n_units, n_doses, n = self.values.shape
         return (
-            f"DoseResponse({self.factor}: {n_units} units x {n_doses} doses x {n} units of the world; "
+            f"DoseResponse({self.factor}: {n_units} units x {n_doses} doses x {n} unit{'' if n == 1 else 's'} of the world; "
             f"largest slope {self.units[unit]} {slope[unit]:+.3g} sd per {per})"
         )

@@ -186,7 +186,7 @@ class Effects:
         """The effects of some units on some targets, in the order asked for.
 
         Args:
-            units: names of units, or of sites (all their units); None: all.
+            units: names of units, of sites (all their units), or slices such as `"encoder.4[0:8]"`; None: all.
             targets: names of targets; None: all.
 
         Returns:

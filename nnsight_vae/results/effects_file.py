@@ -37,7 +37,7 @@ def _arrays(effects: Effects, prefix: str) -> dict[str, np.ndarray]:
     arrays = {"values": effects.values}
     for name in ("groups", "source_groups"):
         if (ids := getattr(effects, name)) is not None:
-            arrays[name] = np.array(ids.tolist()) if ids.dtype == object else ids  # words from a table's column
+            arrays[name] = ids
     if test := effects.test:
         header["test"] = {name: getattr(test, name) for name in ("level", "min_effect", "n_tests", "method")}
         arrays |= {"test.p": test.p, "test.q": test.q, "test.passed": test.passed}

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nnsight_vae.errors import ReadoutError, SiteError
+from nnsight_vae.sites import read_index
 
 
 def rows(wanted: str | Sequence[str], units: Sequence[str]) -> list[int]:
-    """Where the units of these names, or of sites of these names, are among `units`; in the order asked for.
+    """Where the units of these names, of sites of these names, or of slices of such, are among `units`; in the order asked for.
 
     Raises:
         SiteError: no such unit or site.
@@ -17,11 +18,24 @@ def rows(wanted: str | Sequence[str], units: Sequence[str]) -> list[int]:
     for name in [wanted] if isinstance(wanted, str) else wanted:
         named = [i for i, unit in enumerate(units) if unit == name]
         named = named or [i for i, unit in enumerate(units) if site_and_index(unit)[0] == name]
+        named = named or _of_a_slice(name, units)
         if not named:
             sites = list(dict.fromkeys(site_and_index(unit)[0] for unit in units))
             raise SiteError(f"{name!r} is not a unit or site of these effects; they have units of: {some(sites)}.")
         found += named
     return found
+
+
+def _of_a_slice(key: str, units: Sequence[str]) -> list[int]:
+    """The places of `"encoder.4[0:8]"` or `"encoder.4[1,5]"`, one unit each; none where some unit is missing."""
+    site, _, index = key.rstrip("]").partition("[")
+    places = {
+        i: place for place, unit in enumerate(units) for s, i in [site_and_index(unit)] if s == site and i is not None
+    }
+    if not key.endswith("]") or not places:
+        return []
+    indices = read_index(index, max(places) + 1, key)
+    return [places[i] for i in indices] if all(i in places for i in indices) else []
 
 
 def columns(wanted: str | Sequence[str], targets: Sequence[str]) -> list[int]:

@@ -45,7 +45,7 @@ def text(mediation: Mediation) -> str:
     if te.n_clusters < 2:
         intervals = "no intervals from a single independent pair"
     elif te.n_clusters < FEW_CLUSTERS:
-        intervals += ", that of TNIE/TE too narrow with so few pairs"
+        intervals += ", indicative with so few pairs"
     relative = ", relative to Y(base)" if mediation.scale == "relative" else ""
     lines = [f"Mediation through {mediation.mediator}: {count(te.n_pairs, 'pair')}{clusters}, {intervals}{relative}"]
     shown = rows(mediation.select(mediation.targets[:_PRINTED_TARGETS]))

@@ -27,7 +27,7 @@ def write(path: Path, arrays: Arrays, what: str) -> None:
     try:
         try:
             with partial.open("wb") as file:
-                np.savez(file, allow_pickle=False, **arrays)
+                np.savez(file, allow_pickle=False, **{name: _plain(array) for name, array in arrays.items()})
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
@@ -53,6 +53,11 @@ def read(path: Path, build: Callable[[Arrays], T], what: str, schema: str) -> T:
 def header(record: dict[str, Any]) -> np.ndarray:
     """JSON data as an array."""
     return np.array(json.dumps(record))
+
+
+def _plain(array: np.ndarray) -> np.ndarray:
+    """Words from a table's column are an array of objects, which would have to be pickled; as text they are plain."""
+    return np.array(array.tolist()) if array.dtype == object else array
 
 
 def read_header(array: np.ndarray, schema: str) -> dict[str, Any]:

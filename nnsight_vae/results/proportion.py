@@ -90,7 +90,7 @@ def proportions(
             found[target] = Proportion(None, None, None, reason)
         elif not np.isfinite([low[i], high[i]]).all():
             unclear = {
-                "percentile": f"{name} is exactly 0 in too many resamples",
+                "percentile": f"{name} is exactly 0 in some resample",
                 "fieller": "Fieller's set is unbounded",
             }
             found[target] = Proportion(None, None, None, unclear[interval])

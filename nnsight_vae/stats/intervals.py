@@ -167,7 +167,7 @@ def bootstrap_ratio_interval(
         seed: of the resampling.
 
     Returns:
-        Lower and upper bounds; not finite where a resampled denominator is exactly 0 too often.
+        Lower and upper bounds; not finite where a resampled denominator is exactly 0, be it once.
 
     Raises:
         DataError: the two arrays differ in shape; or as `bootstrap_interval`.

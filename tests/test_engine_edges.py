@@ -122,6 +122,11 @@ def test_no_intervention_depends_on_how_examples_are_chunked(vae, in_small_chunk
     torch.testing.assert_close(engine.baseline(vae, X, READ, eps=eps), base)
 
 
+def test_however_small_examples_are_few_are_held_at_once(vae):
+    many = X[:1].expand(200, *X.shape[1:])
+    assert [rows.stop - rows.start for rows in engine.example_chunks(vae, many)] == [64, 64, 64, 8]
+
+
 def test_a_tensor_per_example_goes_to_its_example(vae, in_small_chunks):
     values = torch.arange(7.0).view(7, 1)
     in_small_chunks(3)

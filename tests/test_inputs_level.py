@@ -14,7 +14,7 @@ from hypothesis import given, settings, strategies as st
 from linear import LinearWorld, random_linear_vae
 from test_engine import record
 from torch import Tensor, nn
-from vaes import all_vaes, images
+from vaes import all_vaes, images, wrapped_with_pairs
 
 import nnsight_vae as nv
 import nnsight_vae.levels.doses
@@ -157,14 +157,7 @@ def test_the_reference_of_noisy_pairs_runs_on_noise():
 
 @pytest.fixture(params=MODELS, scope="module")
 def world(request):
-    model = MODELS[request.param]
-    vae = nv.VAE(copy.deepcopy(model))
-    pairs = nv.Pairs(images(model, 11), images(model, 11, seed=1))
-    vae.encode(pairs.base)
-    shape = vae.sites["latent.mu"].shape
-    return vae, nv.Pairs(
-        pairs.base, pairs.source, eps=torch.randn(11, *shape, generator=torch.Generator().manual_seed(2))
-    )
+    return wrapped_with_pairs(MODELS[request.param])
 
 
 def test_changes_at_units_with_positions_are_means_and_root_mean_squares(world):

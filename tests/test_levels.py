@@ -11,7 +11,7 @@ from hypothesis import given, settings, strategies as st
 from linear import LinearReadout, random_linear_vae
 from test_engine import literal, record
 from torch import Tensor, nn
-from vaes import all_vaes, images
+from vaes import all_vaes, wrapped_with_pairs
 
 import nnsight_vae as nv
 from nnsight_vae.levels.units import default_sites
@@ -81,14 +81,7 @@ class FirstPixels:
 
 @pytest.fixture(params=MODELS, scope="module")
 def world(request):
-    model = MODELS[request.param]
-    vae = nv.VAE(copy.deepcopy(model))
-    pairs = nv.Pairs(images(model, 11), images(model, 11, seed=1))
-    vae.encode(pairs.base)
-    shape = vae.sites["latent.mu"].shape
-    return vae, nv.Pairs(
-        pairs.base, pairs.source, eps=torch.randn(11, *shape, generator=torch.Generator().manual_seed(2))
-    )
+    return wrapped_with_pairs(MODELS[request.param])
 
 
 def test_noising_is_minus_denoising_of_the_reversed_pair(world):

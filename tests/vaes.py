@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from scipy.linalg import hadamard
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+import nnsight_vae as nv
 
 
 def seeded(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -153,3 +157,12 @@ def all_vaes() -> dict[str, nn.Module]:
 
 def images(model: nn.Module, n: int, seed: int = 0) -> Tensor:
     return torch.rand(n, *model.image, generator=torch.Generator().manual_seed(seed))
+
+
+def wrapped_with_pairs(model: nn.Module, n: int = 11) -> tuple[nv.VAE, nv.Pairs]:
+    """A copy of a model, wrapped, and n pairs of images with noise for it."""
+    vae = nv.VAE(copy.deepcopy(model))
+    base, source = images(model, n), images(model, n, seed=1)
+    vae.encode(base)
+    shape = vae.sites["latent.mu"].shape
+    return vae, nv.Pairs(base, source, eps=torch.randn(n, *shape, generator=torch.Generator().manual_seed(2)))

@@ -16,7 +16,15 @@ from nnsight_vae.engine import activations, baseline
 from nnsight_vae.errors import InterventionError, NnsightVaeWarning
 from nnsight_vae.guards import warn_if_directions_oppose, warn_if_flat
 from nnsight_vae.interventions import Intervention, Mean, Noise, Resample, Set, Swap, Zero
-from nnsight_vae.levels.through import Level, Through, levels_of, require_before, run_through, runs_of
+from nnsight_vae.levels.through import (
+    Level,
+    Through,
+    examples_at_once,
+    levels_of,
+    require_before,
+    run_through,
+    runs_of,
+)
 from nnsight_vae.levels.units import Per, default_sites, experiments
 from nnsight_vae.pairs import Pairs
 from nnsight_vae.progress import progress_bar
@@ -74,7 +82,7 @@ def patch_activations(
             `nv.Mean(reference)`, `nv.Resample(reference, seed)`, `nv.Noise(sd, seed)`, `nv.Set(value)`. Under noise a mean is that
             of the noisy activations. Resampling and noise draw once an example: their spread is part of the effects'.
         through: the units an effect may pass, all downstream of what is patched: a list of keys, or a list of such lists for a
-            path through one level after the other.
+            path through one level after the other. With an ablation, the activations of all pairs are on their way at once.
         progress: show a bar; by default on an interactive terminal.
 
     Returns: `Effects` [experiment, target, pair], in units of the readout; the estimand names direction, ablation and path.
@@ -158,12 +166,24 @@ class _Patching:
         """N or D of every experiment."""
         base, source, eps = self.pairs.base, self.pairs.source, self.pairs.eps
         receiver, donor = (base, source) if way == "noising" else (source, base)
-        put = self.ablated or Swap(donor)
-        plan = [dict.fromkeys(joint, put) for joint in self.joints]
-        moved = run_through(self.vae, receiver, plan, self.levels, self.readout, eps=eps, progress=advance)
+        moved = []
+        for rows in self._pairs_at_once():
+            put = self.ablated or Swap(donor[rows])
+            plan = [dict.fromkeys(joint, put) for joint in self.joints]
+            noise = None if eps is None else eps[rows]
+            moved.append(
+                run_through(self.vae, receiver[rows], plan, self.levels, self.readout, eps=noise, progress=advance)
+            )
         clean = baseline(self.vae, receiver, self.readout, eps=eps)
-        change = moved - clean if way == "noising" else clean - moved
+        change = torch.cat(moved, dim=1) - clean if way == "noising" else clean - torch.cat(moved, dim=1)
         return change.double().cpu().numpy().transpose(0, 2, 1)
+
+    def _pairs_at_once(self) -> list[slice]:
+        """All pairs, or as many as have their activations carried between runs within bounds."""
+        n = step = len(self.pairs)
+        if self.levels and self.ablated is None:  # a mean or a draw is over all pairs of a run
+            step = examples_at_once(self.vae, self.pairs.base, self.levels)
+        return [slice(start, start + step) for start in range(0, n, step)]
 
 
 def _sites_before(vae: VAE, levels: Sequence[Level], readout: Readout) -> list[str]:

@@ -125,6 +125,12 @@ def runs_of(levels: Sequence[Level]) -> int:
     return 1 + sum(len(_by_site(level)) for level in levels)
 
 
+def examples_at_once(vae: VAE, x: Tensor, levels: Sequence[Level]) -> int:
+    """Examples like x of which the activations of one entry of a plan, on their way between runs, stay within `CARRIED_BYTES`."""
+    widest = max(sum(len(reader.names) for reader in level) for level in _readers(vae, levels))
+    return max(1, CARRIED_BYTES // (widest * x.element_size()))
+
+
 def run_through(
     vae: VAE,
     x: Float[Tensor, "n *image"],
@@ -151,9 +157,8 @@ def run_through(
 
     Returns: `[len(plan), n, len(read.names)]`.
     """
-    readers = [[Activation(vae.sites[site], each) for site, each in _by_site(level).items()] for level in levels]
-    widest = max((sum(len(reader.names) for reader in level) for level in readers), default=0)
-    step = max(1, CARRIED_BYTES // (widest * len(x) * x.element_size())) if widest else max(1, len(plan))
+    readers = _readers(vae, levels)
+    step = max(1, examples_at_once(vae, x, levels) // len(x)) if levels else max(1, len(plan))
     parts = []
     for start in range(0, len(plan), step):
         part = plan[start : start + step]
@@ -166,6 +171,11 @@ def run_through(
             part = held
         parts.append(run_interventions(vae, x, part, read, eps=eps, progress=progress))
     return torch.cat(parts)
+
+
+def _readers(vae: VAE, levels: Sequence[Level]) -> list[list[Activation]]:
+    """What reads each level: one readout a site."""
+    return [[Activation(vae.sites[site], each) for site, each in _by_site(level).items()] for level in levels]
 
 
 def _by_site(level: Level) -> dict[str, Level]:

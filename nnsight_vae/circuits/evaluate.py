@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import networkx as nx
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
+from jaxtyping import Float
 
 from nnsight_vae import readouts
 from nnsight_vae.arguments import require
-from nnsight_vae.circuits.contributions import apply, masked_weight
-from nnsight_vae.circuits.edges import Cut, cuts_of
+from nnsight_vae.circuits.edges import cuts_of
 from nnsight_vae.circuits.layers import Chain
-from nnsight_vae.circuits.pair_run import PairRun, pair_runs, read
+from nnsight_vae.circuits.pair_run import pair_runs, read
+from nnsight_vae.circuits.partial import edge_positions, kept_between, kept_of, run_with
 from nnsight_vae.circuits.records import CIRCUIT_SCHEMA
 from nnsight_vae.engine import checked_batch
 from nnsight_vae.errors import CircuitError
 from nnsight_vae.pairs import Pairs
 from nnsight_vae.readouts import Readout
-from nnsight_vae.runs import Event, replace_event, trace_events
 from nnsight_vae.stats import intervals
 from nnsight_vae.vae import VAE
 
@@ -128,18 +126,18 @@ def faithfulness(
     base, eps = checked_batch(vae, pairs.base, pairs.eps)
     chain = Chain.of(vae, base, eps, readouts.reads(readout))
     cuts = cuts_of(chain, pairs.factor or "intervention", readout.names)
-    positions = _positions(circuit, cuts)
+    positions = edge_positions(circuit.edges, cuts)
     order = _strongest_first(circuit, positions)
     sizes = sorted({min(len(order), max(1, round(len(order) * (i / points) ** 2))) for i in range(1, points + 1)})
-    subsets = [_kept(cuts, [positions[edge] for edge in order[:size]]) for size in sizes]
-    subsets.append(_between(cuts, set(circuit)))
+    subsets = [kept_of(cuts, [positions[edge] for edge in order[:size]]) for size in sizes]
+    subsets.append(kept_between(cuts, set(circuit)))
 
     effects = np.empty((len(subsets) + 1, len(readout.names), len(base)))
     for rows, run in pair_runs(vae, pairs, chain):
         with torch.no_grad():
             nothing = read(readout, run.base_inputs[-1])
             for k, subset in enumerate(subsets):
-                effects[k, :, rows] = (_run_with(vae, run, cuts, subset, readout) - nothing).T.cpu()
+                effects[k, :, rows] = (run_with(vae, run, cuts, subset, readout) - nothing).T.cpu()
             effects[-1, :, rows] = (read(readout, run.source_inputs[-1]) - nothing).T.cpu()
     scores = _scores(effects[-3], effects[-1], readout.names, pairs.cluster_ids, seed)
     means = effects.mean(axis=2)
@@ -184,23 +182,6 @@ def _scores(
     return scores
 
 
-def _positions(circuit: nx.DiGraph, cuts: Sequence[Cut]) -> dict[tuple[str, str], tuple[int, int]]:
-    """Where each edge of the circuit stands: (cut, edge in the cut)."""
-    known = {
-        (cut.sources[s].id, cut.targets[t].id): (c, e)
-        for c, cut in enumerate(cuts)
-        for e, (s, t) in enumerate(cut.ends.tolist())
-    }
-    foreign = [edge for edge in circuit.edges if edge not in known]
-    if foreign:
-        a, b = foreign[0]
-        raise CircuitError(
-            f"{len(foreign)} edges of this circuit are not edges of this model, pairs and readout, first {a!r} -> {b!r}. The model "
-            f"has {', '.join(cut.name for cut in cuts)}; use the pairs' factor and readout that the circuit was made with."
-        )
-    return {edge: known[edge] for edge in circuit.edges}
-
-
 def _strongest_first(circuit: nx.DiGraph, positions: dict[tuple[str, str], tuple[int, int]]) -> list[tuple[str, str]]:
     """The circuit's edges by size relative to the largest of their cut: wide cuts spread the same effect over more edges."""
     size = {(a, b): abs(data.get("share", data.get("effect", 0.0)) or 0.0) for a, b, data in circuit.edges(data=True)}
@@ -208,86 +189,3 @@ def _strongest_first(circuit: nx.DiGraph, positions: dict[tuple[str, str], tuple
     for edge, (cut, _) in positions.items():
         largest[cut] = max(largest.get(cut, 0.0), size[edge])
     return sorted(positions, key=lambda edge: -size[edge] / (largest[positions[edge][0]] or 1.0))
-
-
-def _kept(cuts: Sequence[Cut], subset: Sequence[tuple[int, int]]) -> list[Bool[Tensor, " edge"]]:
-    kept = [torch.zeros(len(cut), dtype=torch.bool) for cut in cuts]
-    for c, e in subset:
-        kept[c][e] = True
-    return kept
-
-
-def _between(cuts: Sequence[Cut], nodes: set[str]) -> list[Bool[Tensor, " edge"]]:
-    """All edges of the model between nodes of the circuit."""
-    kept = []
-    for cut in cuts:
-        sources, targets = (
-            np.array([node.id in nodes for node in side], dtype=bool) for side in (cut.sources, cut.targets)
-        )
-        kept.append(torch.from_numpy(sources[cut.ends[:, 0]] & targets[cut.ends[:, 1]]))
-    return kept
-
-
-def _run_with(
-    vae: VAE, run: PairRun, cuts: Sequence[Cut], kept: Sequence[Bool[Tensor, " edge"]], readout: Readout
-) -> Float[Tensor, "n target"]:
-    """The readout of the source run when only the kept edges carry what differs from the base run."""
-    chain, layout = run.chain, vae.layout(run.base.x)
-    firings = layout.firings
-    taken: dict[int, Tensor] = {}
-    result: list[Tensor] = []
-    entry, base_x = chain.columns[0], run.base.outputs["tap_input"]
-    let_in = _unit_mask(cuts[0], kept[0], 0, entry.owners[0], base_x, 1)
-    events: list[Event] = [
-        (
-            firings["tap_input"].finished,
-            replace_event(vae, "tap_input", lambda x: base_x + (x - base_x) * let_in),
-        )
-    ]
-
-    def take(path: str, column: int) -> Callable[[], None]:
-        return lambda: taken.__setitem__(column, vae.envoy_at(path).input)
-
-    for i in range(1, len(chain.columns)):
-        column = chain.columns[i]
-        events.append((firings[column.paths[0]].started, take(column.paths[0], i)))
-        for path, layer, edge_of in zip(column.paths, chain.layers[i], cuts[i].edge_of, strict=True):
-            keep = torch.where(edge_of >= 0, kept[i][edge_of.clamp(min=0)], False)
-            weight = masked_weight(layer, keep)
-
-            def write(
-                value: Tensor, i: int = i, path: str = path, layer: object = layer, weight: Tensor = weight
-            ) -> Tensor:
-                return run.base.outputs[path] + apply(layer, taken[i] - run.base_inputs[i - 1], weight)  # type: ignore[arg-type]
-
-            events.append((firings[path].finished, replace_event(vae, path, write)))
-
-    def listen() -> None:
-        base, reached = run.base_inputs[-1], vae.envoy_at(layout.paths[chain.reads]).output
-        ports = chain.columns[-1].ports
-        for t in range(len(readout.names)):
-            let_out = _unit_mask(cuts[-1], kept[-1], t, ports, base, 1, into=True)
-            result.append(read(readout, base + (reached - base) * let_out)[:, t])
-
-    events.append((firings[layout.paths[chain.reads]].finished, listen))
-    trace_events(vae, "__call__", (run.source.x,), events, eps=run.source.eps)
-    return torch.stack(result, dim=1)
-
-
-def _unit_mask(
-    cut: Cut,
-    kept: Bool[Tensor, " edge"],
-    end: int,
-    owners: Tensor,
-    like: Tensor,
-    axis: int,
-    *,
-    into: bool = False,
-) -> Tensor:
-    """1 at the units whose edge from (or `into`) the node `end` is kept, shaped to multiply `like`."""
-    units = np.zeros(max(len(cut.sources), len(cut.targets)) + 1, dtype=bool)  # the last one stands for owner -1
-    fixed, free = (1, 0) if into else (0, 1)
-    chosen = kept.numpy() & (cut.ends[:, fixed] == end)
-    units[cut.ends[chosen, free]] = True
-    mask = torch.from_numpy(units)[owners].to(like)
-    return mask.view([-1 if a == axis else 1 for a in range(like.ndim)])

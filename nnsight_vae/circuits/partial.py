@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -59,29 +60,86 @@ def kept_between(cuts: Sequence[Cut], nodes: Container[str]) -> list[Bool[Tensor
     return kept
 
 
+class Rest(NamedTuple):
+    """What edges carry that do not carry the run's own values.
+
+    Attributes:
+        outputs: module path -> what the module gives when every edge into it is at rest, bias included; `tap_input` too.
+        inputs: what reads each column (as `PairRun.base_inputs`) takes in at rest.
+
+    Leading axes are those of the run or 1.
+    """
+
+    outputs: Mapping[str, Tensor]
+    inputs: tuple[Tensor, ...]
+
+    @classmethod
+    def base(cls, run: PairRun) -> Rest:
+        """Each pair's own base run (resample ablation)."""
+        return cls(run.base.outputs, run.base_inputs)
+
+
 def run_with(
-    vae: VAE, run: PairRun, cuts: Sequence[Cut], kept: Sequence[Bool[Tensor, " edge"]], readout: Readout
+    vae: VAE,
+    run: PairRun,
+    cuts: Sequence[Cut],
+    kept: Sequence[Bool[Tensor, " edge"]],
+    readout: Readout,
+    *,
+    rest: Rest | None = None,
 ) -> Float[Tensor, "n target"]:
-    """The readout of the source run when only the kept edges carry what differs from the base run.
+    """The readout of the source run when only the kept edges carry the values of the run, and the others those at rest.
+
+    An edge u -> v at rest adds to v's pre-activation what u's value at rest makes of its weights. With no edge kept the result
+    is the readout at rest; with all of them it is that of the source run.
 
     Args:
         vae: the model.
         run: the pairs, run on both sides.
         cuts: from `cuts_of(run.chain, ...)`.
-        kept: for each cut, which of its edges carry the change; the others add what they added in the base run.
+        kept: for each cut, which of its edges are kept.
         readout: what is read, its targets those of the last cut.
+        rest: what the other edges carry; None: what they carried in the base run.
     """
+    rest = Rest.base(run) if rest is None else rest
+    reads = run.chain.reads
+    reached = reached_with(vae, run, cuts, kept, (reads,), rest=rest)[reads]
+    at_rest, ports = rest.inputs[-1], run.chain.columns[-1].ports
+    columns = []
+    for t in range(len(readout.names)):
+        let_out = _unit_mask(cuts[-1], kept[-1], t, ports, reached, 1, into=True)
+        columns.append(read(readout, at_rest + (reached - at_rest) * let_out)[:, t])
+    return torch.stack(columns, dim=1)
+
+
+def reached_with(
+    vae: VAE,
+    run: PairRun,
+    cuts: Sequence[Cut],
+    kept: Sequence[Bool[Tensor, " edge"]],
+    sites: Sequence[str],
+    *,
+    rest: Rest | None = None,
+) -> dict[str, Tensor]:
+    """What reaches some sites in the run of `run_with`: the tensors `[n, ...]` there, before any edge into a readout.
+
+    Args:
+        vae: the model.
+        run: the pairs, run on both sides.
+        cuts: from `cuts_of(run.chain, ...)`.
+        kept: for each cut, which of its edges are kept.
+        sites: such as `"output"`, `"latent.mu"`.
+        rest: what the other edges carry; None: what they carried in the base run.
+    """
+    rest = Rest.base(run) if rest is None else rest
     chain, layout = run.chain, vae.layout(run.base.x)
     firings = layout.firings
     taken: dict[int, Tensor] = {}
-    result: list[Tensor] = []
-    entry, base_x = chain.columns[0], run.base.outputs["tap_input"]
-    let_in = _unit_mask(cuts[0], kept[0], 0, entry.owners[0], base_x, 1)
+    reached: dict[str, Tensor] = {}
+    x_rest = rest.outputs["tap_input"]
+    let_in = _unit_mask(cuts[0], kept[0], 0, chain.columns[0].owners[0], run.source.x, 1)
     events: list[Event] = [
-        (
-            firings["tap_input"].finished,
-            replace_event(vae, "tap_input", lambda x: base_x + (x - base_x) * let_in),
-        )
+        (firings["tap_input"].finished, replace_event(vae, "tap_input", lambda x: x_rest + (x - x_rest) * let_in)),
     ]
 
     def take(path: str, column: int) -> Callable[[], None]:
@@ -91,26 +149,22 @@ def run_with(
         column = chain.columns[i]
         events.append((firings[column.paths[0]].started, take(column.paths[0], i)))
         for path, layer, edge_of in zip(column.paths, chain.layers[i], cuts[i].edge_of, strict=True):
-            keep = torch.where(edge_of >= 0, kept[i][edge_of.clamp(min=0)], False)
+            keep = torch.where(edge_of >= 0, kept[i][edge_of.clamp(min=0)], True)  # what is no edge cannot be cut
             weight = masked_weight(layer, keep)
 
             def write(
                 value: Tensor, i: int = i, path: str = path, layer: object = layer, weight: Tensor = weight
             ) -> Tensor:
-                return run.base.outputs[path] + apply(layer, taken[i] - run.base_inputs[i - 1], weight)  # type: ignore[arg-type]
+                return rest.outputs[path] + apply(layer, taken[i] - rest.inputs[i - 1], weight)  # type: ignore[arg-type]
 
             events.append((firings[path].finished, replace_event(vae, path, write)))
 
-    def listen() -> None:
-        base, reached = run.base_inputs[-1], vae.envoy_at(layout.paths[chain.reads]).output
-        ports = chain.columns[-1].ports
-        for t in range(len(readout.names)):
-            let_out = _unit_mask(cuts[-1], kept[-1], t, ports, base, 1, into=True)
-            result.append(read(readout, base + (reached - base) * let_out)[:, t])
+    def listen(site: str) -> Callable[[], None]:
+        return lambda: reached.__setitem__(site, vae.envoy_at(layout.paths[site]).output)
 
-    events.append((firings[layout.paths[chain.reads]].finished, listen))
+    events += [(firings[layout.paths[site]].finished, listen(site)) for site in sites]
     trace_events(vae, "__call__", (run.source.x,), events, eps=run.source.eps)
-    return torch.stack(result, dim=1)
+    return reached
 
 
 def _unit_mask(
@@ -124,7 +178,8 @@ def _unit_mask(
     into: bool = False,
 ) -> Tensor:
     """1 at the units whose edge from (or `into`) the node `end` is kept, shaped to multiply `like`."""
-    units = np.zeros(max(len(cut.sources), len(cut.targets)) + 1, dtype=bool)  # the last one stands for owner -1
+    units = np.zeros(max(len(cut.sources), len(cut.targets)) + 1, dtype=bool)
+    units[-1] = True  # stands for owner -1: what is no edge cannot be cut
     fixed, free = (1, 0) if into else (0, 1)
     chosen = kept.numpy() & (cut.ends[:, fixed] == end)
     units[cut.ends[chosen, free]] = True

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from nnsight_vae.circuits.contributions import apply, masked_weight
+from nnsight_vae.circuits.contributions import apply, masked_weight, with_bias
 from nnsight_vae.circuits.edges import Cut
 from nnsight_vae.circuits.pair_run import PairRun, read
 from nnsight_vae.errors import CircuitError
@@ -77,6 +77,32 @@ class Rest(NamedTuple):
     def base(cls, run: PairRun) -> Rest:
         """Each pair's own base run (resample ablation)."""
         return cls(run.base.outputs, run.base_inputs)
+
+    @classmethod
+    def mean(cls, runs: Iterable[PairRun]) -> Rest:
+        """The average over all bases (mean ablation): layers are linear, so the mean contribution is that of the mean input."""
+        sums: dict[str | int, Tensor] = {}
+        n = 0
+        for run in runs:
+            paths = ["tap_input", *(path for column in run.chain.columns[1:] for path in column.paths)]
+            seen = {path: run.base.outputs[path] for path in paths} | dict(enumerate(run.base_inputs))
+            for key, value in seen.items():
+                total = value.sum(0, keepdim=True)
+                sums[key] = sums[key] + total if key in sums else total
+            n += len(run)
+        means = {key: total / n for key, total in sums.items()}
+        outputs = {key: value for key, value in means.items() if isinstance(key, str)}
+        return cls(outputs, tuple(value for key, value in means.items() if isinstance(key, int)))
+
+    @classmethod
+    def zero(cls, run: PairRun) -> Rest:
+        """Nothing (zero ablation): of a layer only the bias is left."""
+        chain = run.chain
+        outputs = {"tap_input": torch.zeros_like(run.base.x[:1])}
+        for column, layers in zip(chain.columns[1:], chain.layers[1:], strict=True):
+            for path, layer in zip(column.paths, layers, strict=True):
+                outputs[path] = with_bias(layer, torch.zeros_like(run.base.outputs[path][:1])).detach()
+        return cls(outputs, tuple(torch.zeros_like(value[:1]) for value in run.base_inputs))
 
 
 def run_with(

@@ -9,6 +9,7 @@ import networkx as nx
 import numpy as np
 from jaxtyping import Bool, Float
 
+from nnsight_vae.circuits.columns import candidates_of
 from nnsight_vae.circuits.edges import EdgeScores
 from nnsight_vae.circuits.methods import Direction, Method
 from nnsight_vae.circuits.records import CIRCUIT_SCHEMA
@@ -108,7 +109,7 @@ def circuit_from(
 
         - graph: schema, estimand, method, model, pairs, readout, thresholds, total_effect (target -> mean, ci_low,
           ci_high), left_out (target -> why it has no circuit), cut_error (cut -> worst completeness error), n_candidates
-          (edges scored), versions.
+          (edges scored), candidates (nodes: column -> number; edges: "column -> column" -> number), versions.
         - node: kind, site, index, stage, layer, effect (summed score of all edges into it, on the target `readout` of
           largest share; the total effect for a factor), readout.
         - edge: effect, ci_low, ci_high, p, q, share (of the total effect), estimand, method, all on the target `readout`
@@ -166,6 +167,7 @@ def circuit_from(
         left_out=left_out,
         cut_error=_cut_errors(scores),
         n_candidates=len(scores),
+        candidates=candidates_of(scores),
     )
     _add_nodes(graph, scores, mean, share, kept)
     _add_edges(graph, scores, mean, share, kept, p, adjusted, seed)

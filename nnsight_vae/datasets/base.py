@@ -138,7 +138,7 @@ class Dataset(ABC):
             levels,
             factor,
             factor_sd=float(marginal.std()) or None,
-            reference=self.sample(max(n, REFERENCE), seed).images,
+            reference=self.sample(min(max(n, REFERENCE), self.n_images or REFERENCE + n), seed).images,
             propagate=propagate,
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
 
@@ -17,13 +17,17 @@ _BUILT_IN = {
     "digits": ("digits", "digits"),
     "pendulum": ("pendulum", "pendulum"),
 }
+_BENCHMARKS = ("causal3dident", "celeba", "dsprites", "mpi3d", "shapes3d", "small_norb")  # files that others published
 
 
-def load(name: str | os.PathLike[str]) -> Dataset:
+def load(name: str | os.PathLike[str], path: str | os.PathLike[str] | None = None, **options: Any) -> Dataset:
     """A dataset by name, or from a folder or `.npz` file (see `from_path`).
 
     Args:
-        name: "pendulum" (procedural, exact SCM), "digits" (real images, measured factors), or a path.
+        name: "pendulum" (procedural, exact SCM), "digits" (real images, measured factors), a published benchmark ("dsprites",
+            "shapes3d", "mpi3d", "small_norb", "celeba", "causal3dident"; see `nv.datasets.benchmarks`), or a path.
+        path: of a benchmark's files; without it those that may be are downloaded to the cache folder.
+        **options: of a benchmark: `cache`, `progress`, and its own such as `size`.
 
     Raises:
         DataError: if it is neither the name of a dataset nor an existing path, or the files are not as expected.
@@ -32,12 +36,19 @@ def load(name: str | os.PathLike[str]) -> Dataset:
         >>> load("pendulum").factors
         ('angle', 'light', 'shadow_length', 'shadow_position')
     """
+    if isinstance(name, str) and name in _BENCHMARKS:
+        return getattr(importlib.import_module("nnsight_vae.datasets.benchmarks"), name)(path, **options)
+    if path is not None or options:
+        given = ", ".join([*(["path"] if path is not None else []), *options])
+        raise DataError(
+            f"{given} can be given for published benchmarks only ({', '.join(_BENCHMARKS)}), not for {name!r}."
+        )
     if isinstance(name, str) and name in _BUILT_IN:
         module, function = _BUILT_IN[name]
         return getattr(importlib.import_module(f"nnsight_vae.datasets.{module}"), function)()
     if not Path(name).exists():
         raise DataError(
-            f"No dataset {os.fspath(name)!r}: it is neither one of {', '.join(_BUILT_IN)} nor an existing path. "
+            f"No dataset {os.fspath(name)!r}: it is neither one of {', '.join([*_BUILT_IN, *_BENCHMARKS])} nor an existing path. "
             "A path is a folder with images and factors.csv, or an .npz file with 'images' and 'factors'."
         )
     from .files import from_path

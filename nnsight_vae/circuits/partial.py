@@ -109,7 +109,7 @@ def run_with(
     vae: VAE,
     run: PairRun,
     cuts: Sequence[Cut],
-    kept: Sequence[Bool[Tensor, " edge"]],
+    kept: Sequence[Bool[Tensor, " edge"] | Float[Tensor, " edge"]],
     readout: Readout,
     *,
     rest: Rest | None = None,
@@ -123,7 +123,8 @@ def run_with(
         vae: the model.
         run: the pairs, run on both sides.
         cuts: from `cuts_of(run.chain, ...)`.
-        kept: for each cut, which of its edges are kept.
+        kept: for each cut, which of its edges are kept; or, as numbers, the share of its change that each carries, in which
+            the result is differentiable.
         readout: what is read, its targets those of the last cut.
         rest: what the other edges carry; None: what they carried in the base run.
     """
@@ -142,7 +143,7 @@ def reached_with(
     vae: VAE,
     run: PairRun,
     cuts: Sequence[Cut],
-    kept: Sequence[Bool[Tensor, " edge"]],
+    kept: Sequence[Bool[Tensor, " edge"] | Float[Tensor, " edge"]],
     sites: Sequence[str],
     *,
     rest: Rest | None = None,
@@ -153,7 +154,7 @@ def reached_with(
         vae: the model.
         run: the pairs, run on both sides.
         cuts: from `cuts_of(run.chain, ...)`.
-        kept: for each cut, which of its edges are kept.
+        kept: for each cut, which of its edges are kept, or shares, as in `run_with`.
         sites: such as `"output"`, `"latent.mu"`.
         rest: what the other edges carry; None: what they carried in the base run.
     """
@@ -195,7 +196,7 @@ def reached_with(
 
 def _unit_mask(
     cut: Cut,
-    kept: Bool[Tensor, " edge"],
+    kept: Bool[Tensor, " edge"] | Float[Tensor, " edge"],
     end: int,
     owners: Tensor,
     like: Tensor,
@@ -204,10 +205,10 @@ def _unit_mask(
     into: bool = False,
 ) -> Tensor:
     """1 at the units whose edge from (or `into`) the node `end` is kept, shaped to multiply `like`."""
-    units = np.zeros(max(len(cut.sources), len(cut.targets)) + 1, dtype=bool)
-    units[-1] = True  # stands for owner -1: what is no edge cannot be cut
     fixed, free = (1, 0) if into else (0, 1)
-    chosen = kept.numpy() & (cut.ends[:, fixed] == end)
-    units[cut.ends[chosen, free]] = True
-    mask = torch.from_numpy(units)[owners].to(like)
+    chosen = torch.from_numpy(cut.ends[:, fixed] == end)
+    units = torch.zeros(max(len(cut.sources), len(cut.targets)) + 1).to(like)
+    units[-1] = 1  # stands for owner -1: what is no edge cannot be cut
+    units = units.index_put((torch.from_numpy(cut.ends[:, free])[chosen],), kept[chosen].to(like))
+    mask = units[owners]
     return mask.view([-1 if a == axis else 1 for a in range(like.ndim)])

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from nnsight_vae.results.dose_response import DoseResponse
 
 # Okabe & Ito's palette, told apart with every common colour blindness; markers and end labels tell without colour.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-_MARKERS = "osD^vP*"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = "osD^vP*"
 
 
 def plot_dose_response(response: DoseResponse, top: int = 6) -> tuple[Figure, Axes]:
@@ -44,7 +44,7 @@ def plot_dose_response(response: DoseResponse, top: int = 6) -> tuple[Figure, Ax
     shown = response.change().select([response.units[i] for i in rows])
     bands = mean_interval(shown.values, shown.groups) if shown.n_clusters > 1 else None
     for i, row in enumerate(rows):
-        colour, marker = _COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)]
+        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
         if bands is not None:
             axes.fill_between(response.doses, bands[0][i], bands[1][i], color=colour, alpha=0.2, linewidth=0, zorder=2)
         axes.plot(

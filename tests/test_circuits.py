@@ -575,7 +575,7 @@ def test_the_true_circuit_is_wholly_faithful_and_parts_of_it_in_closed_form(wire
     )  # then the .4 one through enc[1], before the .28 through dec[1]
     cut = circuit.copy()
     cut.remove_edge("enc[1]", "latent.z[0]")
-    part = faithfulness(vae, cut, pairs, readout, points=1)
+    part = faithfulness(vae, cut, pairs, readout, sizes=())
     assert part.score["pixel[0]"].value == pytest.approx(1.0 / 1.4, rel=1e-4)
     assert part.node_score["pixel[0]"].value == pytest.approx(1.0, abs=1e-5)
     assert part.score["pixel[0]"].low <= part.score["pixel[0]"].value <= part.score["pixel[0]"].high
@@ -598,7 +598,7 @@ def test_any_edge_set_of_a_conv_vae_equals_a_literal_masked_forward() -> None:
     kept.remove(("factor:f", "input[1]"))
     circuit = nx.DiGraph(schema="nnsight-vae/circuit@1")
     circuit.add_edges_from(kept)
-    result = faithfulness(vae, circuit, pairs, HALVES, points=1)
+    result = faithfulness(vae, circuit, pairs, HALVES, sizes=())
 
     literal, edges = Literal(model, pairs, HALVES), set(kept)
     base = {path: literal.taken_and_given(pairs.base, path) for path, *_ in conv_layers(norm=False)}

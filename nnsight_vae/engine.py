@@ -131,7 +131,7 @@ def run_interventions(
         latest = max((group.start for group in groups), key=lambda start: needed_for(vae, x, start))
         for rows in example_chunks(vae, x):
             clean = clean_run(vae, x[rows], None if eps is None else eps[rows], until=until)
-            for members, examples, values in _Sweep(clean, read, latest).results(groups, donors.rows(rows)):
+            for members, examples, values in Sweep(clean, read, latest).results(groups, donors.rows(rows)):
                 result = result.to(values.dtype)  # a readout may compute in more digits than the model
                 result[members, rows.start + examples] = values
                 if progress is not None:
@@ -141,8 +141,8 @@ def run_interventions(
     return result
 
 
-class _Sweep:
-    """The runs on one chunk of examples."""
+class Sweep:
+    """The runs of groups of interventions on one clean run, kept as far as all of them need."""
 
     def __init__(self, clean: CleanRun, read: Readout, latest: str | None) -> None:
         self.clean, self.read, self.reads, self.latest = clean, read, reads_of(read), latest

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -158,16 +158,21 @@ def circuits_by_factor(circuits: Any, least: int, what: str) -> dict[str, nx.DiG
     return {str(factor): circuit for factor, circuit in circuits.items()}
 
 
-def own_circuit(factor: str, circuit: nx.DiGraph) -> tuple[nx.DiGraph, Callable[[Mapping[str, Any]], float]]:
-    """The units and edges between units by which a factor acts, and how to read the effect of one of its edges.
+def own_circuit(factor: str, circuit: nx.DiGraph) -> tuple[nx.DiGraph, str | None]:
+    """The part of a circuit by which a factor reaches its own readout, and the name of that.
 
-    Where the circuit has a readout of the factor's name, the circuit is that readout's: what a factor does to others (a
-    pendulum's angle to its shadow) is not what carries the factor itself. Otherwise all of it.
+    What a factor does to others (a pendulum's angle to its shadow) is not what carries the factor itself. Without a readout of
+    the factor's name: the whole circuit, and the name of its readout where it has one only.
     """
-    named = any(factor in targets_of(data) for *_, data in circuit.edges(data=True))
-    graph = of_readout(circuit, factor) if named else circuit
-    units = [node for node, data in graph.nodes(data=True) if data.get("kind") not in OUTSIDE]
-    return graph.subgraph(units), lambda edge: effect_on(edge, factor if named else None)
+    names = {name for *_, data in circuit.edges(data=True) for name in targets_of(data)}
+    if factor in names:
+        return of_readout(circuit, factor), factor
+    return circuit, names.pop() if len(names) == 1 else None
+
+
+def units_of(graph: nx.DiGraph) -> nx.DiGraph:
+    """A circuit without its factors and readouts."""
+    return graph.subgraph([node for node, data in graph.nodes(data=True) if data.get("kind") not in OUTSIDE])
 
 
 def column_of(node: str, data: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ import networkx as nx
 import numpy as np
 
 from nnsight_vae.circuits.columns import circuits_by_factor, column_of, is_full, own_circuit, units_of
-from nnsight_vae.circuits.hubs import hypergeometric
+from nnsight_vae.circuits.degrees import hypergeometric
 from nnsight_vae.circuits.tables import number, table
 from nnsight_vae.errors import CircuitError
 from nnsight_vae.stats.significance import benjamini_hochberg

@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Float
 
 from nnsight_vae.circuits.columns import BETWEEN, circuits_by_factor, column_of, effect_on, own_circuit, units_of
-from nnsight_vae.circuits.motifs import check_draws
+from nnsight_vae.circuits.enrichment import check_draws
 from nnsight_vae.circuits.nulls import two_sided
-from nnsight_vae.circuits.specificity import node_effects, total_effect
+from nnsight_vae.circuits.selectivity import node_effects, total_effect
 from nnsight_vae.circuits.tables import number, table
 from nnsight_vae.errors import CircuitError
 from nnsight_vae.stats.significance import benjamini_hochberg

@@ -12,9 +12,9 @@ from jaxtyping import Float, Int
 
 from nnsight_vae.circuits.columns import Columns, check_circuit, circuits_by_factor, own_circuit, units_of
 from nnsight_vae.circuits.edges import EdgeScores
-from nnsight_vae.circuits.motifs import check_draws
+from nnsight_vae.circuits.enrichment import check_draws
 from nnsight_vae.circuits.nulls import degree_null, two_sided
-from nnsight_vae.circuits.specificity import specificity
+from nnsight_vae.circuits.selectivity import specificity
 from nnsight_vae.circuits.tables import number
 
 if TYPE_CHECKING:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 # dataset name -> (submodule, function that makes it)
 _BUILT_IN = {
     "digits": ("digits", "digits"),
+    "flow": ("flow", "flow"),
+    "independent_sprites": ("sprites", "independent_sprites"),
+    "linear_sprites": ("linear", "linear_sprites"),
     "pendulum": ("pendulum", "pendulum"),
 }
 _BENCHMARKS = ("causal3dident", "celeba", "dsprites", "mpi3d", "shapes3d", "small_norb")  # files that others published
@@ -24,8 +27,9 @@ def load(name: str | os.PathLike[str], path: str | os.PathLike[str] | None = Non
     """A dataset by name, or from a folder or `.npz` file (see `from_path`).
 
     Args:
-        name: "pendulum" (procedural, exact SCM), "digits" (real images, measured factors), a published benchmark ("dsprites",
-            "shapes3d", "mpi3d", "small_norb", "celeba", "causal3dident"; see `nv.datasets.benchmarks`), or a path.
+        name: a procedural world with an exact SCM ("pendulum", "flow", "linear_sprites", "independent_sprites"), real images with
+            measured factors ("digits"), a published benchmark ("dsprites", "shapes3d", "mpi3d", "small_norb", "celeba",
+            "causal3dident"; see `nv.datasets.benchmarks`), or a path.
         path: of a benchmark's files; without it those that may be are downloaded to the cache folder.
         **options: of a benchmark: `cache`, `progress`, and its own such as `size`.
 

@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from ..causal.scm import SCM, Mechanism
+from .canvas import SIDE, inside, overlap, to_u8
 from .procedural import Procedural
 
-SIDE = 64
 FACTORS = ("angle", "light", "shadow_length", "shadow_position")
 
 # World coordinates: x in [-2, 22] to the right, y in [-3, 21] upwards; the pivot is at (10, 10.5).
@@ -124,39 +124,24 @@ def render(factors: Float[np.ndarray, "n 4"]) -> UInt8[np.ndarray, "n 3 64 64"]:
 
 def _draw_light(images: np.ndarray, light: np.ndarray) -> None:
     x, y = _X, _Y[_LIGHT_ROWS, None]
-    covered = _inside(np.hypot(x - (10 + 10 / np.tan(light)), y - np.float32(_LIGHT_Y)) - _LIGHT_RADIUS)
-    images[:, 1, _LIGHT_ROWS] = _to_u8(1 - 0.35 * covered)  # orange on white: (1, .65, 0)
-    images[:, 2, _LIGHT_ROWS] = _to_u8(1 - covered)
+    covered = inside(np.hypot(x - (10 + 10 / np.tan(light)), y - np.float32(_LIGHT_Y)) - _LIGHT_RADIUS, _PIXEL)
+    images[:, 1, _LIGHT_ROWS] = to_u8(1 - 0.35 * covered)  # orange on white: (1, .65, 0)
+    images[:, 2, _LIGHT_ROWS] = to_u8(1 - covered)
 
 
 def _draw_swing(images: np.ndarray, angle: np.ndarray) -> None:
     x, y = _X[_SWING_COLUMNS] - _PIVOT_X, _Y[_SWING_ROWS, None] - _PIVOT_Y
     sin, cos = np.sin(angle), np.cos(angle)
     along = np.clip(x * sin - y * cos, 0, _ROD)  # foot of the pixel on the rod
-    rod = _inside(np.hypot(x - along * sin, y + along * cos) - _ROD_HALF_WIDTH)
-    ball = _inside(np.hypot(x - _ROD * sin, y + _ROD * cos) - _BALL_RADIUS)
+    rod = inside(np.hypot(x - along * sin, y + along * cos) - _ROD_HALF_WIDTH, _PIXEL)
+    ball = inside(np.hypot(x - _ROD * sin, y + _ROD * cos) - _BALL_RADIUS, _PIXEL)
     behind = 1 - 0.5 * rod  # grey on white
     red, other = behind + (0.7 - behind) * ball, behind + (0.13 - behind) * ball
-    images[:, 0, _SWING_ROWS, _SWING_COLUMNS] = _to_u8(red)
-    images[:, 1:, _SWING_ROWS, _SWING_COLUMNS] = _to_u8(other)[:, None]
+    images[:, 0, _SWING_ROWS, _SWING_COLUMNS] = to_u8(red)
+    images[:, 1:, _SWING_ROWS, _SWING_COLUMNS] = to_u8(other)[:, None]
 
 
 def _draw_shadow(images: np.ndarray, length: np.ndarray, position: np.ndarray) -> None:
-    columns = _overlap(_X, position - length / 2, position + length / 2)
-    rows = _overlap(_Y[_SHADOW_ROWS, None], _SHADOW_BOTTOM, _SHADOW_TOP)
-    images[:, :, _SHADOW_ROWS] = _to_u8(1 - rows * columns)[:, None]
-
-
-def _inside(signed_distance: np.ndarray) -> np.ndarray:
-    """Share of a pixel that an edge at this distance leaves covered, to first order."""
-    return np.clip(0.5 - signed_distance / np.float32(_PIXEL), 0, 1)
-
-
-def _overlap(center: np.ndarray, low: float | np.ndarray, high: float | np.ndarray) -> np.ndarray:
-    """Share of each pixel, along one axis, that the interval [low, high] covers; exact."""
-    half = np.float32(_PIXEL / 2)
-    return np.clip((np.minimum(center + half, high) - np.maximum(center - half, low)) / np.float32(_PIXEL), 0, 1)
-
-
-def _to_u8(intensity: np.ndarray) -> np.ndarray:
-    return (intensity * 255 + np.float32(0.5)).astype(np.uint8)
+    columns = overlap(_X, position - length / 2, position + length / 2, _PIXEL)
+    rows = overlap(_Y[_SHADOW_ROWS, None], _SHADOW_BOTTOM, _SHADOW_TOP, _PIXEL)
+    images[:, :, _SHADOW_ROWS] = to_u8(1 - rows * columns)[:, None]

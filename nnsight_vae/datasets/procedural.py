@@ -16,6 +16,7 @@ from ..causal.scm import SCM
 from ..errors import DataError
 from ..pairs import Pairs
 from .base import Batch, Dataset, as_images, check_count
+from .rendering import Renderer
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -38,6 +39,7 @@ class Procedural(Dataset):
         image_shape: (channels, height, width) of those images.
         limits: factor -> (lowest, highest) value that can be drawn; `do` and `counterfactual` refuse others.
         readout_file: a readout fitted before (see `build_readouts`); None: it is fitted on first use.
+        integers: factors that take whole numbers only, such as a shape.
 
     Example:
         >>> from nnsight_vae.datasets.pendulum import pendulum
@@ -56,11 +58,41 @@ class Procedural(Dataset):
         image_shape: tuple[int, int, int],
         limits: Mapping[str, tuple[float, float]],
         readout_file: Path | None = None,
+        integers: tuple[str, ...] = (),
     ) -> None:
         self.name, self.scm, self.factors = name, scm, scm.names
         self.image_shape = image_shape
-        self.limits = dict(limits)
+        self.limits, self.integers = dict(limits), integers
         self.render, self._readout_file = render, readout_file
+
+    @classmethod
+    def drawn(cls, name: str, scm: SCM, renderer: Renderer, fixed: Mapping[str, float] | None = None) -> Procedural:
+        """Any causal model with any renderer: they meet at the names of the factors.
+
+        Args:
+            name: what it is called in reports.
+            scm: its variables are the dataset's factors. One that the renderer does not draw is hidden: it has its place in the
+                graph and causes what it causes, but no pixel depends on it directly.
+            renderer: draws the factors.
+            fixed: factors that keep one value in every image. One that is a variable too is hidden.
+
+        Raises:
+            DataError: a factor that the renderer draws is neither a variable nor fixed.
+
+        Example:
+            >>> from nnsight_vae.causal import Mechanism
+            >>> from nnsight_vae.datasets.sprites import SPRITES
+            >>> uniform = Mechanism((), lambda parents, noise: noise, lambda rng, n: rng.random(n))
+            >>> same = Mechanism(("x",), lambda parents, noise: 1 - parents["x"], lambda rng, n: rng.random(n))
+            >>> still = {"shape": 0, "scale": 1.0, "orientation": 0.0}
+            >>> Procedural.drawn("anti-diagonal", SCM({"x": uniform, "y": same}), SPRITES, still)
+            <anti-diagonal: rendered on demand, shape (1, 64, 64), factors x, y>
+        """
+        fixed = dict(fixed or {})
+        anything = (-np.inf, np.inf)
+        limits = {v: anything if v in fixed else renderer.limits.get(v, anything) for v in scm.names}
+        integers = tuple(v for v in renderer.integers if v in scm.names and v not in fixed)
+        return cls(name, scm, renderer.of(scm.names, fixed), renderer.image_shape, limits, integers=integers)
 
     @property
     def graph(self) -> nx.DiGraph:
@@ -200,6 +232,8 @@ class Procedural(Dataset):
                 raise DataError(
                     f"{self.name}: cannot draw {factor} = {value!r}; expected numbers in [{low:g}, {high:g}]."
                 )
+            if factor in self.integers and (array != np.round(array)).any():
+                raise DataError(f"{self.name}: cannot draw {factor} = {value!r}; it takes whole numbers only.")
             checked[factor] = array
         return checked
 

@@ -121,7 +121,7 @@ def test_a_single_array_file_is_refused(tmp_path):
 
 
 def test_an_unknown_name_or_missing_path_is_refused_with_the_choices(tmp_path):
-    with pytest.raises(DataError, match=r"neither one of digits, pendulum, .*dsprites.* nor an existing path"):
+    with pytest.raises(DataError, match=r"neither one of digits, .*pendulum, .*dsprites.* nor an existing path"):
         datasets.load("pendulums")
     with pytest.raises(DataError, match="No such file or folder"):
         datasets.from_path(tmp_path / "nothing")

@@ -14,7 +14,7 @@ def random_like(sets: EdgeSets, circuit: EdgeSet, rng: np.random.Generator) -> E
     """A random set with as many edges in every cut as the circuit, into as many nodes, each from a node already reached.
 
     Edges drawn all over a cut would hardly ever meet those of the next one, and any circuit beats what carries nothing.
-    Where too few edges start at nodes that are reached, the others are drawn from the whole cut.
+    Where that leaves too few edges, all of them are taken, and the others drawn from those into any node, then from any.
 
     Args:
         sets: the model.
@@ -31,10 +31,10 @@ def random_like(sets: EdgeSets, circuit: EdgeSet, rng: np.random.Generator) -> E
         goals = sorted({target for _, target in ends[open_]})
         kept = set(rng.permutation(goals)[: len({target for _, target in ends[own]})])
         pool = open_[[target in kept for _, target in ends[open_]]]
-        for wider in (open_, in_cut):
-            if len(pool) < len(own):
-                pool = wider
-        drawn = rng.choice(pool, len(own), replace=False) if len(own) else own
+        drawn = np.zeros(0, dtype=np.intp)
+        for wider in (pool, open_, in_cut):
+            more = rng.permutation(np.setdiff1d(wider, drawn))[: len(own) - len(drawn)]
+            drawn = np.concatenate([drawn, more])
         chosen[drawn] = True
         reached |= {target for _, target in ends[drawn]}
     return chosen

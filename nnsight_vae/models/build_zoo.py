@@ -12,23 +12,24 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float, UInt8
-from torch import Tensor
+from jaxtyping import UInt8
+from torch import Tensor, nn
 
 from ..datasets.base import Batch
-from ..datasets.pendulum import pendulum
+from ..datasets.loading import load
 from ..datasets.procedural import Procedural
 from .bundle import ZOO
+from .families import BetaTCObjective, DIPObjective, FactorObjective, VQObjective
 from .files import write_json, write_tensors
+from .measured import measure, measure_codes, measure_readout
 from .networks import GaussianVAE
-from .objectives import Objective, gaussian_kl, reconstruction_loss
+from .objectives import Objective
 from .training import Labels, train
+from .vq import VQVAE
 
 _STEPS = 3_000
-_IMAGES = 10_000
 _HELD_OUT = 1_000
 _TRAINING_SEED, _LABEL_SEED, _HELD_OUT_SEED = 1, 2, 3
-_ACTIVE_NATS = 0.1
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,21 @@ class Recipe:
     description: str
     objective: Objective
     labelled: int = 0
+    data: str = "pendulum"
+    images: int = 10_000
+    architecture: str = "ConvVAE"
+    latent: int = 8
+
+
+def _sprites(description: str, objective: Objective, architecture: str = "ConvVAE") -> Recipe:
+    return Recipe(
+        f"{description} on independent sprites",
+        objective,
+        data="independent_sprites",
+        images=20_000,
+        architecture=architecture,
+        latent=10,
+    )
 
 
 RECIPES = {
@@ -50,6 +66,12 @@ RECIPES = {
         Objective(beta=4.0, label_weight=100.0),
         labelled=512,
     ),
+    "sprites-vae": _sprites("VAE", Objective()),
+    "sprites-beta-vae": _sprites("beta-VAE, beta 4,", Objective(beta=4.0)),
+    "sprites-factor-vae": _sprites("FactorVAE, gamma 20,", FactorObjective(gamma=20.0)),
+    "sprites-beta-tc-vae": _sprites("beta-TC-VAE, beta 4,", BetaTCObjective(beta=4.0)),
+    "sprites-dip-vae-ii": _sprites("DIP-VAE-II, weights 10,", DIPObjective()),
+    "sprites-vq-vae": _sprites("VQ-VAE, 64 codes at 4 x 4 places,", VQObjective(), "VQVAE"),
 }
 
 
@@ -68,94 +90,56 @@ def build_model(name: str, out: Path, work: Path, steps: int = _STEPS, progress:
 
     Returns: the record that was written.
     """
-    recipe, data = RECIPES[name], pendulum()
+    recipe = RECIPES[name]
+    data = cast(Procedural, load(recipe.data))
     labels = None
-    images = data.images_u8(_IMAGES, _TRAINING_SEED)
+    images = data.images_u8(recipe.images, _TRAINING_SEED)
     if recipe.labelled:
-        images = _as_u8(data.sample_independent(_IMAGES, _TRAINING_SEED))
+        images = _as_u8(data.sample_independent(recipe.images, _TRAINING_SEED))
         few = data.sample_independent(recipe.labelled, _LABEL_SEED)
         labels = Labels(_as_u8(few), few.factors, data.factors)
     trained = train(
         images,
         objective=recipe.objective,
+        architecture=recipe.architecture,
+        arguments={"latent": recipe.latent},
         labels=labels,
         steps=steps,
         data=data.name,
         out=work / name,
         progress=progress,
     )
-    module = cast(GaussianVAE, trained.module)  # no recipe is of a VQ-VAE
+    seeds = {"images": _TRAINING_SEED, "labelled_images": _LABEL_SEED, "held_out_images": _HELD_OUT_SEED}
     record = {
         "name": name,
         "description": recipe.description,
         **trained.config,
         "images": "do(all factors), independent" if recipe.labelled else "observational",
-        "seeds": {"images": _TRAINING_SEED, "labelled_images": _LABEL_SEED, "held_out_images": _HELD_OUT_SEED},
-        "held_out": {
-            "observational": measure(module, data, data.sample(_HELD_OUT, _HELD_OUT_SEED)),
-            "independent": measure(module, data, data.sample_independent(_HELD_OUT, _HELD_OUT_SEED)),
-        },
+        "seeds": seeds if recipe.labelled else {k: v for k, v in seeds.items() if k != "labelled_images"},
+        "held_out": _held_out(trained.module, data),
     }
     write_tensors(out / f"{name}.safetensors", trained.module.state_dict())
     write_json(out / f"{name}.json", record)
     return record
 
 
-@torch.no_grad()
-def measure(module: GaussianVAE, data: Procedural, batch: Batch) -> dict[str, Any]:
-    """What a trained model does on held-out images, decoding posterior means.
-
-    Args:
-        module: the model.
-        data: where the images are from; gives the readout.
-        batch: held-out images with their factors.
-
-    Returns:
-        reconstruction, mse: Bernoulli nats per image, and mean squared error per pixel.
-        reconstruction_floor: the nats of a perfect reconstruction, not 0 since pixels are not all black or white.
-        kl, kl_per_latent: nats per image. active: the latents with at least 0.1 nats.
-        correlation: of mu_k with each factor, `[latent][factor]`.
-        readout_r2: of the factors read from reconstructions, against the true ones.
-        effect: `[latent][factor]`: change of a read factor, in its standard deviations, per standard deviation of z_k:
-            half of what do(z_k = mean + sd) differs by from do(z_k = mean - sd), mean and sd of mu_k over the batch,
-            the other latents at their own mu; averaged over the batch.
-    """
-    mu, logvar = module.encode(batch.images)
-    reconstruction = module.decode(mu)
-    kl = gaussian_kl(mu, logvar).mean(0)
-    readout = data.readout()
-    true = (batch.factors - readout.mean) / readout.sd
-    effects = []
-    for k in range(mu.shape[1]):
-        low, high = (readout(module.decode(_set(mu, k, sign))) for sign in (-1, 1))
-        effects.append((high - low).mean(0) / 2)
+def _held_out(module: nn.Module, data: Procedural) -> dict[str, Any]:
+    """What the trained model does on images that it has not seen."""
+    drawn = {"observational": data.sample(_HELD_OUT, _HELD_OUT_SEED)}
+    if isinstance(module, VQVAE):
+        return {what: measure_codes(module, batch) for what, batch in drawn.items()}
+    if not data.graph.edges:  # observational images have independent factors already, and no readout is bundled
+        return {what: measure(cast(GaussianVAE, module), data.factors, batch) for what, batch in drawn.items()}
+    drawn["independent"] = data.sample_independent(_HELD_OUT, _HELD_OUT_SEED)
+    gaussian = cast(GaussianVAE, module)
     return {
-        "images": len(batch),
-        "reconstruction": float(reconstruction_loss(reconstruction, batch.images).mean()),
-        "reconstruction_floor": float(reconstruction_loss(batch.images, batch.images).mean()),
-        "mse": float((reconstruction - batch.images).square().mean()),
-        "kl": float(kl.sum()),
-        "kl_per_latent": _rounded(kl),
-        "active": (kl >= _ACTIVE_NATS).nonzero().flatten().tolist(),
-        "factors": list(data.factors),
-        "correlation": _rounded(torch.corrcoef(torch.cat([mu.T, batch.factors.T]))[: mu.shape[1], mu.shape[1] :]),
-        "readout_r2": _rounded(1 - (readout(reconstruction) - true).square().mean(0) / true.var(0, correction=0)),
-        "effect": _rounded(torch.stack(effects)),
+        what: measure(gaussian, data.factors, batch) | measure_readout(gaussian, data.readout(), batch)
+        for what, batch in drawn.items()
     }
-
-
-def _set(mu: Float[Tensor, "n latent"], k: int, sds: int) -> Float[Tensor, "n latent"]:
-    z = mu.clone()
-    z[:, k] = mu[:, k].mean() + sds * mu[:, k].std()
-    return z
 
 
 def _as_u8(batch: Batch) -> UInt8[Tensor, "n c h w"]:
     return (batch.images * 255).round().to(torch.uint8)
-
-
-def _rounded(values: Tensor) -> Any:
-    return [_rounded(row) for row in values] if values.ndim > 1 else [round(float(value), 4) for value in values]
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from importlib import import_module
 from importlib.metadata import entry_points
 
 from jaxtyping import Float
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 
 from nnsight_vae.errors import AdapterError, NnsightVaeWarning
 from nnsight_vae.posterior import Posterior
+
+_LIBRARIES = ("pythae", "disent", "diffusers", "scvi")  # each has a module here of its name, with adapter_for(model)
+_SHOWN = 24  # modules listed where no adapter fits
 
 
 class Adapter:
@@ -30,12 +34,17 @@ class Adapter:
 
     #: rows of the codebook `[codes, channels]` where the latent is discrete
     codebook: Float[Tensor, "codes channels"] | None = None
-    #: tolerance of `verify`: same operations in the same order, so exact unless an adapter says otherwise
-    tolerance: float = 0.0
+    #: tolerance of `verify`, relative to the largest value. The operations are the model's own, so the difference is 0, or one
+    #: of rounding where the model multiplies a mean that is a slice of a larger tensor, and the wrapper a copy of it
+    tolerance: float = 1e-6
 
     def matches(self, model: nn.Module) -> bool:
         """Whether this adapter should serve `model` when none is named. Must not import the library it is about."""
         return False
+
+    def input_shape(self, model: nn.Module) -> tuple[int, ...] | None:
+        """Shape of one input `[*image]` where the model says it in a way of its own; None where its layers tell."""
+        return None
 
     def encode(self, model: nn.Module, x: Float[Tensor, "n *image"]) -> Posterior:
         """The posterior of `x`, deterministically."""
@@ -59,21 +68,54 @@ class Adapter:
 
 
 def find_adapter(model: nn.Module) -> Adapter:
-    """The adapter for `model`: a registered third party's, or a generic one from its encode/decode shape.
+    """The adapter for `model`: a registered third party's, its library's, or a generic one from its encode/decode shape.
+
+    No library is imported to find out: one whose model is here is loaded already.
 
     Raises:
-        AdapterError: nothing fits; says what was looked for and how to wrap by hand.
+        AdapterError: nothing fits; shows the modules, and how an adapter is written.
     """
     from nnsight_vae.adapters.generic import EncodeDecode, own_codebook
 
-    for adapter in [*_registered(), EncodeDecode(codebook=own_codebook(model))]:
+    for adapter in _registered():
         if adapter.matches(model):
             return adapter
-    children = ", ".join(name for name, _ in model.named_children()) or "none"
-    raise AdapterError(
-        f"{type(model).__name__} does not look like a VAE: expected methods encode(x) and decode(z), or submodules encoder and "
-        f"decoder; its submodules are: {children}. Say how with nv.adapt(module, encoder=lambda x: (mu, logvar), "
-        "decoder=lambda z: reconstruction), or pass adapter=."
+    for library in _LIBRARIES:
+        if library_classes(model, library):
+            found: Adapter | None = import_module(f"nnsight_vae.adapters.{library}").adapter_for(model)
+            if found is not None:
+                return found
+    generic = EncodeDecode(codebook=own_codebook(model))
+    if generic.matches(model):
+        return generic
+    raise AdapterError(_no_adapter(model))
+
+
+def library_classes(model: nn.Module, library: str) -> tuple[str, ...]:
+    """Names of the classes of a library (by its top-level package) that `model` is an instance of, nearest first.
+
+    Example:
+        >>> from torch import nn
+        >>> library_classes(nn.Conv2d(1, 1, 1), "torch")
+        ('Conv2d', '_ConvNd', 'Module')
+    """
+    return tuple(c.__name__ for c in type(model).__mro__ if c.__module__.split(".")[0] == library)
+
+
+def _no_adapter(model: nn.Module) -> str:
+    name = type(model).__name__
+    parts = [f"  {path}: {type(part).__name__}" for path, part in model.named_modules() if path and path.count(".") < 2]
+    shown = "\n".join([*parts[:_SHOWN], *(["  ..."] if len(parts) > _SHOWN else [])]) or "  none"
+    return (
+        f"{name} does not look like a VAE: expected methods encode(x) and decode(z), or submodules encoder and decoder. "
+        f"Its modules:\n{shown}\n"
+        "Say how it encodes and decodes:\n"
+        f"  class My{name}(nv.adapters.Adapter):\n"
+        "      def encode(self, model, x):\n"
+        "          return nv.Posterior(model.mu(x), model.logvar(x))  # mean and log variance, by modules of the model\n"
+        "      def decode(self, model, z):\n"
+        "          return model.out(z)                                # the reconstruction\n"
+        f"  vae = nv.VAE(model, My{name}())                            # then nnsight_vae.testing.check_adapter(vae, x)"
     )
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nnsight_vae.errors import AdapterError, DataError, NnsightVaeError
 from nnsight_vae.probe import Firing, probe
+from nnsight_vae.self_check import SelfCheck
 from nnsight_vae.sites import Site, Sites, Stage
 from nnsight_vae.wrapped import Wrapped
 
@@ -23,11 +24,13 @@ class Layout:
         firings: module path (inside the wrapper) -> what the module did, in order of completion.
         sites: the addressable tensors, in execution order.
         paths: site name -> module path.
+        check: the modules that are no sites, and what that means.
     """
 
     firings: dict[str, Firing]
     sites: Sites
     paths: dict[str, str]
+    check: SelfCheck
 
     @classmethod
     def of(cls, firings: dict[str, Firing], modules: Iterable[str]) -> Layout:
@@ -41,11 +44,13 @@ class Layout:
             AdapterError: the posterior or the reconstruction is not one tensor with a row per example.
         """
         _require_rows(firings)
+        modules = tuple(modules)
         reach = firings["latent.mu"].finished
         found = {f.path: _site(f, reach) for f in firings.values() if _refusal(f) is None}
         refused = {site_name(path): _refusal(firings.get(path)) or "" for path in modules if path not in found}
         sites = Sites(list(found.values()), refused)
-        return cls(firings, sites, {site.name: path for path, site in found.items()})
+        paths = {site.name: path for path, site in found.items()}
+        return cls(firings, sites, paths, SelfCheck.of(firings, modules))
 
 
 def read_layout(root: Wrapped, x: Tensor, known: Iterable[tuple[int, ...]] = ()) -> Layout:

@@ -153,9 +153,9 @@ def zeros_like_input(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
     return torch.zeros(1, *shape, dtype=reference.dtype, device=reference.device)
 
 
-def candidate_inputs(model: nn.Module) -> list[Tensor]:
-    """Inputs to try when the user has not shown one yet, likeliest first."""
-    return [zeros_like_input(model, shape) for shape in _candidate_shapes(model)]
+def candidate_inputs(model: nn.Module, stated: tuple[int, ...] | None = None) -> list[Tensor]:
+    """Inputs to try when the user has not shown one yet, likeliest first: of the shape its adapter states, if it does."""
+    return [zeros_like_input(model, shape) for shape in ([stated] if stated else _candidate_shapes(model))]
 
 
 def _candidate_shapes(model: nn.Module) -> list[tuple[int, ...]]:

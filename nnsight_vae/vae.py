@@ -20,6 +20,7 @@ from nnsight_vae.errors import AdapterError, DataError, NnsightVaeError, Nnsight
 from nnsight_vae.hold import Hold
 from nnsight_vae.layout import Layout, read_layout
 from nnsight_vae.posterior import Posterior
+from nnsight_vae.self_check import SelfCheck
 from nnsight_vae.sites import Sites
 from nnsight_vae.snapshot import eval_mode, submodules_run
 from nnsight_vae.wrapped import Wrapped
@@ -107,6 +108,11 @@ class VAE(NNsight):
     def adapter(self) -> Adapter:
         """The adapter that reads the module as a VAE."""
         return self._module.adapter
+
+    @property
+    def law(self) -> type[Posterior]:
+        """The family of the posterior: `Posterior` is the Gaussian; `nv.posterior.Laplace` where the encoder states one."""
+        return self._module.law
 
     @property
     def fingerprint(self) -> str:
@@ -238,7 +244,7 @@ class VAE(NNsight):
         Returns: max |wrapped - reference|, in output units; 0.0 where the operations are the same.
 
         Raises:
-            AdapterError: the difference is above the adapter's tolerance, or the shapes differ.
+            AdapterError: the difference is above the adapter's tolerance times the largest value of the reference, or the shapes differ.
         """
         x = self.checked(x)
         with self.held(), torch.no_grad(), probe.random_state_kept(x.device):
@@ -250,10 +256,10 @@ class VAE(NNsight):
                 "the adapter reads the wrong output."
             )
         difference = float((wrapped - reference).abs().max())
-        if not difference <= self.adapter.tolerance:
+        if not difference <= self.adapter.tolerance * float(reference.abs().max()):
             raise AdapterError(
-                f"the wrapper differs from the model's {path} by {difference:.3g} (tolerance {self.adapter.tolerance:g}); "
-                "the adapter does not follow the model's own reconstruction."
+                f"the wrapper differs from the model's {path} by {difference:.3g} (tolerance {self.adapter.tolerance:g} of the "
+                f"largest value, {float(reference.abs().max()):.3g}); the adapter does not follow the model's own reconstruction."
             )
         return difference
 
@@ -262,6 +268,11 @@ class VAE(NNsight):
     def sites(self) -> Sites:
         """The addressable tensors of this VAE in execution order: name -> `Site`."""
         return self.layout().sites
+
+    @property
+    def self_check(self) -> SelfCheck:
+        """The modules that are no sites, because they never run or run several times a forward; print it for what that means."""
+        return self.layout().check
 
     @property
     def probed(self) -> bool:
@@ -295,7 +306,9 @@ class VAE(NNsight):
         head = f"VAE({type(self.module).__name__}, {type(self.adapter).__name__})"
         if not self._hold.live:
             return f"{head}, unwrapped"
-        return f"{head}\n{self.sites!r}" if self.probed else f"{head}, sites unknown until an input is seen"
+        if not self.probed:
+            return f"{head}, sites unknown until an input is seen"
+        return f"{head}\n{self.sites!r}" + (f"\n{self.self_check}" if self.self_check else "")
 
     # ------------------------------------------------------------------ checks
     def checked(self, x: Any) -> Tensor:
@@ -341,7 +354,7 @@ class VAE(NNsight):
 
     def _infer_shape(self, module: nn.Module) -> None:
         """Try likely input shapes; an autoencoder is recognised by giving its input's shape back."""
-        for x in probe.candidate_inputs(module):
+        for x in probe.candidate_inputs(module, self.adapter.input_shape(module)):
             returned = self._returned(x)
             # A model that flattens its input itself runs on flat vectors too; it gives back the shape it is meant for.
             if returned is not None and returned != x.shape[1:] and x[0].numel() == torch.Size(returned).numel():

@@ -41,14 +41,18 @@ class Wrapped(nn.Module):
         self.latent = Latent()
         self.tap_output = Tap()
         self.adapter = adapter
+        self.law: type[Posterior] = Posterior  # the family of the posterior, as the adapter last stated it
 
     def encode(self, x: Float[Tensor, "n *image"]) -> Posterior:
         """The posterior of `x`, through the taps."""
-        mu, logvar = self.adapter.encode(self.model, self.tap_input(x))
-        return Posterior(self.latent.mu(mu), self.latent.logvar(logvar))
+        stated = self.adapter.encode(self.model, self.tap_input(x))
+        if (law := type(stated) if isinstance(stated, Posterior) else Posterior) is not self.law:
+            self.law = law
+        mu, logvar = stated
+        return self.law(self.latent.mu(mu), self.latent.logvar(logvar))
 
     def sample(self, posterior: Posterior, eps: Tensor | None, *, draw: bool = False) -> Float[Tensor, "rows *latent"]:
-        """z = mu + sd * eps; eps is zero unless given, or drawn if asked for."""
+        """z = mu + sd * eps, or as the posterior's law has it; eps is zero unless given, or drawn if asked for."""
         if eps is None:
             eps = torch.randn_like(posterior.mu) if draw else torch.zeros_like(posterior.mu)
         elif eps.shape != posterior.mu.shape:  # it would broadcast, and examples would share a draw
@@ -63,7 +67,7 @@ class Wrapped(nn.Module):
 
     def decode_posterior(self, mu: Tensor, logvar: Tensor, eps: Tensor) -> Float[Tensor, "rows *image"]:
         """Everything from the posterior on: all latent taps fire, the encoder does not run."""
-        posterior = Posterior(self.latent.mu(mu), self.latent.logvar(logvar))
+        posterior = self.law(self.latent.mu(mu), self.latent.logvar(logvar))
         return self.decode(self.sample(posterior, eps))
 
     def forward(self, x: Tensor, *, eps: Tensor | None = None, sample: bool = False) -> Float[Tensor, "n *image"]:

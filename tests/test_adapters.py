@@ -130,7 +130,7 @@ def test_what_cannot_be_read_is_refused_when_it_is_wrapped(case):
 
 
 def test_modules_that_are_no_vae_are_refused():
-    with pytest.raises(nv.AdapterError, match=r"does not look like a VAE.*: none\."):
+    with pytest.raises(nv.AdapterError, match=r"Linear does not look like a VAE.*\n  none\n"):
         nv.VAE(nn.Linear(3, 3))
 
     class Conditional(Base):

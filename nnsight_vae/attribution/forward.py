@@ -160,7 +160,7 @@ class CaptumForward(nn.Module):
 
     def posterior(self, x: Tensor, rows: Int[Tensor, " n"] | None = None, events: Sequence[Event] = ()) -> Posterior:
         """The posterior of inputs, under the interventions; arguments as in `run`."""
-        return Posterior(*self._read(x, rows, ("latent.mu", "latent.logvar"), events))
+        return self.vae.law(*self._read(x, rows, ("latent.mu", "latent.logvar"), events))
 
     def apply(self, fn: Callable[[nn.Module], None]) -> CaptumForward:
         """As `nn.Module.apply`, by which Captum's rule-based methods enter a model: refused where they would be silently wrong."""

@@ -12,7 +12,6 @@ from nnsight_vae.datasets.base import Dataset
 from nnsight_vae.engine import activations
 from nnsight_vae.errors import DataError
 from nnsight_vae.levels.latents import perturb_latents
-from nnsight_vae.posterior import Posterior
 from nnsight_vae.readouts import Readout
 from nnsight_vae.results.effects import Effects
 from nnsight_vae.vae import VAE
@@ -162,7 +161,7 @@ def map_factors(
     size = magnitude.mean(axis=2)
     low, high = simultaneous_interval(magnitude, level)
     acts = activations(vae, x, ["latent.mu", "latent.logvar"])
-    kl = Posterior(acts["latent.mu"], acts["latent.logvar"]).kl().transpose(0, 1).flatten(1).mean(1)
+    kl = vae.law(acts["latent.mu"], acts["latent.logvar"]).kl().transpose(0, 1).flatten(1).mean(1)
     return FactorMap(
         effects=effects,
         size=size,

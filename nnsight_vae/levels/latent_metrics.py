@@ -26,7 +26,6 @@ from nnsight_vae.metrics.causal import (
 )
 from nnsight_vae.metrics.resampling import Form
 from nnsight_vae.metrics.scores import LatentScores, Score
-from nnsight_vae.posterior import Posterior
 from nnsight_vae.readouts import Readout, reads as reads_of
 from nnsight_vae.sites import Key, Site, Unit
 from nnsight_vae.vae import VAE
@@ -214,9 +213,9 @@ class LatentRuns:
 
     @cached_property
     def kl(self) -> Float[np.ndarray, " latent"]:
-        """KL(q(z_k|x) || N(0, 1)) in nats, summed over positions, mean over inputs."""
+        """KL(q(z_k|x) || prior) in nats, summed over positions, mean over inputs; the prior is the posterior family's standard one."""
         acts = activations(self.vae, self.x, ["latent.mu", "latent.logvar"])
-        nats = Posterior(acts["latent.mu"].double(), acts["latent.logvar"].double()).kl()
+        nats = self.vae.law(acts["latent.mu"].double(), acts["latent.logvar"].double()).kl()
         return nats.reshape(*nats.shape[:2], -1).sum(dim=2).mean(dim=0).cpu().numpy()
 
     @property

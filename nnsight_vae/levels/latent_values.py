@@ -132,7 +132,7 @@ def posterior_draws(
         refuse_not_finite(vae, x, None, example_chunks(vae, x))
     draws = math.ceil(at_least / len(mu))
     eps = torch.randn(draws * len(mu), *mu.shape[1:], generator=torch.Generator().manual_seed(seed)).to(mu)
-    return repeat(mu, draws) + torch.exp(0.5 * repeat(logvar, draws)) * eps
+    return vae.law(repeat(mu, draws), repeat(logvar, draws)).rsample(eps)
 
 
 def _quantile_moves(

@@ -163,6 +163,9 @@ def pipeline_null(
     for each in named.values():
         require(vae, each, readout)
     _check(n, shuffle, alternative, named)
+    first = (
+        None if untrained is None else _checked(untrained(vae, seed))
+    )  # what cannot be made is refused before any work
 
     def measured(model: VAE, of: Mapping[str, Pairs]) -> tuple[float | None, str]:
         try:
@@ -179,8 +182,8 @@ def pipeline_null(
         for kind in kinds:
             found = []
             for i in range(n):
-                if kind == "untrained" and untrained is not None:
-                    found.append(measured(_checked(untrained(vae, seed + i)), named))
+                if kind == "untrained" and first is not None and untrained is not None:
+                    found.append(measured(_checked(untrained(vae, seed + i)) if i else first, named))
                 else:
                     found.append(measured(vae, {f: shuffled(each, kind, seed + i) for f, each in named.items()}))
                 if advance is not None:
@@ -194,16 +197,14 @@ def _arm(name: str, observed: float | None, found: list[tuple[float | None, str]
     undefined = tuple(dict.fromkeys(reason for value, reason in found if value is None))
     if observed is None:
         return NullArm(name, values, None, undefined)
-    sign = -1.0 if alternative == "less" else 1.0
-    seen, n_missing = np.array([sign * observed]), sum(value is None for value in values)
-    drawn = np.array([sign * value for value in values if value is not None] + [np.inf] * n_missing)[:, None]
-    if alternative == "two-sided":
-        known = drawn[np.isfinite(drawn[:, 0])]
-        one_sided = [
-            (at_least(s * seen, s * known)[0] * (1 + len(known)) + n_missing) / (1 + len(drawn)) for s in (1, -1)
-        ]
-        return NullArm(name, values, float(min(1.0, 2 * min(one_sided))), undefined)
-    return NullArm(name, values, float(at_least(seen, drawn)[0]), undefined)
+    drawn = np.array([value for value in values if value is not None], dtype=float)[:, None]
+    as_extreme = {
+        sign: at_least(np.array([sign * observed]), sign * drawn)[0] * (1 + len(drawn)) for sign in (1.0, -1.0)
+    }
+    n_missing = len(values) - len(drawn)
+    greater, less = ((as_extreme[sign] + n_missing) / (1 + len(values)) for sign in (1.0, -1.0))
+    p = {"greater": greater, "less": less, "two-sided": min(1.0, 2 * min(greater, less))}[alternative]
+    return NullArm(name, values, float(p), undefined)
 
 
 def _as_number(value: Any) -> float | None:

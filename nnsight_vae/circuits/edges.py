@@ -117,6 +117,9 @@ class EdgeScores:
         groups: id of the base image of each pair; None: every pair has its own.
         source_groups: id of the source image of each pair; None: sources are not reused.
         provenance: model fingerprint, pairs, readout, quadrature, versions; plain JSON data.
+        sizes: edges that the model has in each cut, where only some were asked for; empty: all were scored.
+        beside: scores of methods that intervene on nothing, `weight` and `correlation`; see `baselines`.
+        parts: of scores that are the mean of two, both: `noising` and `denoising`, or the gradients at `base` and `source`.
     """
 
     values: Float[np.ndarray, "edge target pair"]
@@ -134,6 +137,9 @@ class EdgeScores:
     groups: Shaped[np.ndarray, " pair"] | None = None
     source_groups: Shaped[np.ndarray, " pair"] | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
+    sizes: tuple[int, ...] = ()
+    beside: dict[str, Float[np.ndarray, "edge target"]] = field(default_factory=dict)
+    parts: dict[str, EdgeScores] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -172,7 +178,8 @@ class EdgeScores:
 
         For `ig`, whose scores must sum to the total effect, `error` is what calibration left and `quadrature` what it took
         out: the sum is right by construction, so judge by the latter whether more nodes are needed. For other methods
-        `error` says how much interactions and saturation matter. Undefined where the total effect is 0 or cancels.
+        `error` says how much interactions and saturation matter. Undefined where the total effect is 0 or cancels, and for
+        cuts of which only some edges were scored.
         """
         mean, rows = self.mean(), []
         for t, readout in enumerate(self.readouts):
@@ -183,8 +190,14 @@ class EdgeScores:
             elif abs(total) < _CANCELLED * size:
                 reason = f"the pairs' total effects cancel (mean {total:.2g}, mean size {size:.2g}): orient the pairs"
             for c, cut in enumerate(self.cuts):
-                if reason:
-                    rows.append(Completeness(cut, readout, None, None, reason))
+                scored = int((self.cut_of == c).sum())
+                partial = (
+                    f"{scored} of its {self.sizes[c]} edges were scored"
+                    if self.sizes and scored < self.sizes[c]
+                    else ""
+                )
+                if reason or partial:
+                    rows.append(Completeness(cut, readout, None, None, reason or partial))
                     continue
                 error = float(abs(mean[self.cut_of == c, t].sum() - total) / abs(total))
                 rows.append(Completeness(cut, readout, error, float(np.abs(self.gaps[c, t]).mean() / abs(total)), ""))

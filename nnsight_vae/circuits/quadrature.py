@@ -41,9 +41,10 @@ def gauss_legendre(nodes: int) -> Rule:
 def path_gradients(
     starts: Sequence[Float[Tensor, "n ..."]],
     changes: Sequence[Float[Tensor, "n ..."]],
-    through: Callable[[list[Tensor]], Float[Tensor, "n target"]],
+    through: Callable[[list[Tensor]], Float[Tensor, "m target"]],
     rule: Rule,
     total: Float[Tensor, "target n"] | None = None,
+    at_once: int = 1,
 ) -> PathGradients:
     """sum_k w_k grad m(start + t_k change), pair by pair, with weights calibrated to the total where it is given.
 
@@ -56,9 +57,10 @@ def path_gradients(
     Args:
         starts: base activations.
         changes: source minus base.
-        through: m as a function of the activations; one column per target.
+        through: m as a function of the activations, one column per target; it gets the pairs at one node after those at another.
         rule: nodes and weights.
         total: m(source) - m(base); None: no calibration.
+        at_once: nodes that `through` gets together.
 
     Returns: averaged gradients and the error of the plain quadrature (0 where no total is given).
 
@@ -73,28 +75,25 @@ def path_gradients(
     means: list[list[Tensor]] = []
     tilted: list[list[Tensor]] = []  # sum_k w_k a_k grad_k
     first = second = torch.zeros(())  # sum_k w_k a_k and sum_k w_k a_k^2, [target, pair]
-    for position, weight in rule:
+    for i in range(0, len(rule), at_once):
+        positions, weights = starts[0].new_tensor(rule[i : i + at_once]).T
         with torch.enable_grad():
-            points = [(a + position * d).detach().requires_grad_() for a, d in zip(starts, changes, strict=True)]
+            points = [points_at(positions, a, d).requires_grad_() for a, d in zip(starts, changes, strict=True)]
             values = through(points)
         n_targets = values.shape[1]
         if not means:
             means, tilted = ([[torch.zeros_like(a) for a in starts] for _ in range(n_targets)] for _ in range(2))
-            first, second = (values.new_zeros(n_targets, len(values), dtype=torch.float64) for _ in range(2))
-        if not values.requires_grad:
-            break
+            first, second = (values.new_zeros(n_targets, len(starts[0]), dtype=torch.float64) for _ in range(2))
         for t in range(n_targets):
-            gradients = torch.autograd.grad(
-                values[:, t].sum(), points, retain_graph=t + 1 < n_targets, allow_unused=True
-            )
-            used = [(i, g) for i, g in enumerate(gradients) if g is not None]
-            along = sum((_per_pair(g * changes[i]) for i, g in used), torch.zeros_like(first[t]))
-            first[t] += weight * along
-            second[t] += weight * along.square()
-            for i, g in used:
-                means[t][i] += weight * g
+            gradients = gradients_at(values[:, t], points, len(positions), last=t + 1 == n_targets)
+            along = sum((_inner(g, d) for g, d in zip(gradients, changes, strict=True)), torch.zeros_like(first[t]))
+            weighed = weights.double()[:, None] * along
+            first[t] += weighed.sum(0)
+            second[t] += (weighed * along).sum(0)
+            for j, g in enumerate(gradients):
+                means[t][j] += torch.tensordot(weights, g, 1)
                 if total is not None:
-                    tilted[t][i] += weight * _scaled(g, along)
+                    tilted[t][j] += _scaled(g, weighed).sum(0)
     if total is None:
         return PathGradients(means, torch.zeros_like(first))
     gap = first - total
@@ -107,9 +106,27 @@ def path_gradients(
     return PathGradients(means, gap)
 
 
-def _per_pair(tensor: Tensor) -> Float[Tensor, " n"]:
-    return tensor.flatten(1).sum(1, dtype=torch.float64)
+def points_at(
+    positions: Float[Tensor, " k"], start: Float[Tensor, "n ..."], change: Float[Tensor, "n ..."]
+) -> Float[Tensor, "k_n ..."]:
+    """Points of the straight path, all pairs at one position after all at another."""
+    return torch.cat([start + position * change for position in positions.tolist()]).detach()
 
 
-def _scaled(tensor: Tensor, by: Float[Tensor, " n"]) -> Tensor:
-    return tensor * by.to(tensor.dtype).view(-1, *[1] * (tensor.ndim - 1))
+def gradients_at(
+    values: Float[Tensor, " k_n"], points: Sequence[Float[Tensor, "k_n ..."]], k: int, last: bool
+) -> list[Float[Tensor, "k n ..."]]:
+    """Gradient of each value in its own point; 0 where it does not depend on it. `last`: no more of this pass are asked for."""
+    if not values.requires_grad:
+        return [torch.zeros_like(point).unflatten(0, (k, -1)) for point in points]
+    found = torch.autograd.grad(values.sum(), points, retain_graph=not last, allow_unused=True, materialize_grads=True)
+    return [gradient.unflatten(0, (k, -1)) for gradient in found]
+
+
+def _inner(gradient: Float[Tensor, "k n ..."], change: Float[Tensor, "n ..."]) -> Float[Tensor, "k n"]:
+    return (gradient * change).flatten(2).sum(2, dtype=torch.float64)
+
+
+def _scaled(tensor: Tensor, by: Tensor) -> Tensor:
+    """Each example (the first axes, those of `by`) times a number of its own."""
+    return tensor * by.to(tensor.dtype).view(*by.shape, *[1] * (tensor.ndim - by.ndim))

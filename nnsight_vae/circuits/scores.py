@@ -9,8 +9,11 @@ v's pre-activation p_v. That is linear, so moving only u from base to source cha
 - `ig`: layer-wise integrated gradients, `<dc_uv, integral of dm/dp_v along p(base) + t (p(source) - p(base))>`. All edges
   of a layer from a few backward passes, and those of every cut sum to the total effect (to which the quadrature is
   calibrated: see `quadrature`).
-- `eap`: the same with the gradient at the base only (edge attribution patching), a first-order estimate of noising.
-- `weight` (L2 norm of the edge's weights) and `random`: baselines that look at no data.
+- `eap`: the same with the gradient at one place only, all layers from one backward pass: at the base (edge attribution patching,
+  a first-order estimate of noising), at the source (of denoising), or the mean of both.
+- `eap-ig`: with the gradient averaged along the straight path of the inputs; cuts after the first do not sum to the total effect.
+- `weight` (L2 norm of the edge's weights), `correlation` (what goes together in clean runs, see `baselines`) and `random`:
+  baselines that intervene on nothing.
 
 The ends follow the same rule: `factor:f -> input unit` is the total change of that input unit, and
 `output unit -> readout:t` what its change is worth to the readout itself.
@@ -18,33 +21,27 @@ The ends follow the same rule: `factor:f -> input unit` is the total change of t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
-import torch
 
 from nnsight_vae import readouts
 from nnsight_vae.arguments import require
-from nnsight_vae.circuits.edges import EdgeScores, cuts_of
+from nnsight_vae.circuits.edges import Cut, EdgeScores, cuts_of
 from nnsight_vae.circuits.layers import Chain
-from nnsight_vae.circuits.methods import Direction, Method, Scorer, resolution_of, total_effect
-from nnsight_vae.circuits.pair_run import pair_runs
+from nnsight_vae.circuits.methods import Advance, At, Direction, Method, Scoring, Wanted, estimand_of
+from nnsight_vae.circuits.partial import edge_positions, kept_of
+from nnsight_vae.circuits.sheet import Sheet
 from nnsight_vae.engine import checked_batch
-from nnsight_vae.errors import CircuitError
+from nnsight_vae.errors import CircuitError, ReadoutError
+from nnsight_vae.guards import warn_if_directions_oppose
 from nnsight_vae.pairs import Pairs
+from nnsight_vae.progress import progress_bar
 from nnsight_vae.provenance import provenance
 from nnsight_vae.readouts import Readout
 from nnsight_vae.vae import VAE
-
-_ESTIMANDS = {
-    "noising": "PNIE (noising)",
-    "denoising": "TNIE (denoising)",
-    "both": "mean of PNIE and TNIE",
-    "ig": "TE share (layer path integral)",
-    "eap": "PNIE (first order)",
-    "weight": "none (baseline)",
-    "random": "none (baseline)",
-}
 
 
 def score_edges(
@@ -53,8 +50,10 @@ def score_edges(
     readout: Readout,
     *,
     method: Method = "ig",
-    nodes: int = 8,
+    nodes: int = 4,
     direction: Direction = "noising",
+    at: At = "base",
+    edges: Iterable[tuple[str, str]] | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> EdgeScores:
@@ -64,21 +63,30 @@ def score_edges(
         vae: the model; its layers must form a chain (no skip connections yet).
         pairs: oriented pairs, so that effects of different pairs have one sign.
         readout: what effects are measured on.
-        method: `exact`, `ig`, `eap`, `weight` or `random`; see the module for their formulas.
-        nodes: Gauss-Legendre nodes of `ig`; `completeness` of the result tells whether they are enough.
+        method: `exact`, `eap`, `eap-ig`, `ig`, `weight`, `correlation` or `random`; see the module for their formulas.
+        nodes: Gauss-Legendre nodes of `ig` and `eap-ig`; `completeness` of the result tells whether they are enough.
         direction: of `exact`: into the base run, out of the source run, or the mean of both.
+        at: of `eap`: the gradient at the base, at the source, or the mean of both.
+        edges: (source id, target id) of the edges to score, such as those that a faster method found; None: all. Runs of `exact`
+            that were interrupted go on with those that are missing.
         seed: of `random`.
-        progress: called with (done, total), counted in edges x pairs.
+        progress: called with (done, total), counted in edges x pairs; None: a bar on an interactive terminal.
 
     Returns: the scores, pair by pair, in units of the readout.
 
     Raises:
-        CircuitError: the layers form no chain, or an option is unknown; before any scoring.
-        ReadoutError: the readout returns the wrong shape, or its gradient is 0 wherever `method` looks though it changes.
+        CircuitError: the layers form no chain, an option is unknown or an edge is none of the model's; before any scoring.
+        ReadoutError: the readout returns the wrong shape or what is not finite, or its gradient is 0 wherever `method` looks
+            though it changes.
         DataError: the model cannot run the pairs.
 
-    Source: edge attribution patching, Syed et al. 2023 (arXiv 2310.10348); integrated gradients, Sundararajan et al. 2017
-        (arXiv 1703.01365), here along the path of one layer's pre-activations.
+    Warns:
+        NnsightVaeWarning: the readout's gradient is 0 in some of the pairs that change it, or noising and denoising are of
+            opposite sign, so that their mean cancels.
+
+    Source: edge attribution patching, Syed et al. 2023 (arXiv 2310.10348); with integrated gradients over inputs, Hanna et al. 2024
+        (arXiv 2403.17806), whose sum is a left Riemann one; integrated gradients, Sundararajan et al. 2017 (arXiv 1703.01365),
+        here along the path of one layer's pre-activations; PNIE and TNIE, Robins and Greenland 1992.
 
     Example:
         >>> from nnsight_vae.models import MLPVAE
@@ -89,66 +97,87 @@ def score_edges(
         >>> scores.cuts[0], scores.cuts[-1], len(scores)
         ('factor:light -> input', 'output -> readout:top', 26)
     """
-    _check_options(method, nodes, direction)
+    scoring = Scoring(method, nodes, direction, at, seed)
     require(vae, pairs, readout)
     base, eps = checked_batch(vae, pairs.base, pairs.eps)
     chain = Chain.of(vae, base, eps, readouts.reads(readout))
     cuts = cuts_of(chain, pairs.factor or "intervention", readout.names)
-    score = Scorer(vae, readout, cuts, method, nodes, direction, seed)
-    n_edges = sum(map(len, cuts))
-    values = np.empty(
-        (n_edges, len(readout.names), len(base)), dtype=np.float64 if base.dtype == torch.float64 else np.float32
-    )
-    total = np.empty((len(readout.names), len(base)))
-    resolution = np.zeros(len(readout.names))
-    gaps = np.empty((len(cuts), *total.shape))
-    done = 0
-    for rows, run in pair_runs(vae, pairs, chain):
-        total[:, rows] = total_effect(run, readout).cpu()
-        resolution = np.maximum(resolution, resolution_of(run, readout))
-        stop = n_edges
-        for i in reversed(range(len(cuts))):  # the readout first: what is wrong with it shows there
-            scored = score.cut(run, i)
-            values[stop - len(cuts[i]) : stop, :, rows] = scored.values.cpu()
-            gaps[i, :, rows] = scored.gap.cpu()
-            stop -= len(cuts[i])
-            done += len(cuts[i]) * len(run)
-            if progress is not None:
-                progress(done, n_edges * len(base))
-    ends = [(cut.sources[s].id, cut.targets[t].id) for cut in cuts for s, t in cut.ends.tolist()]
-    return EdgeScores(
-        values,
+    wanted = _wanted(edges, cuts)
+    with _advancing(progress, len(scoring.parts) * sum(map(len, wanted)) * len(pairs)) as advance:
+        sheet = Sheet.filled(vae, pairs, readout, chain, cuts, wanted, scoring, advance)
+    ends = [
+        (cut.sources[s].id, cut.targets[t].id)
+        for cut, some in zip(cuts, wanted, strict=True)
+        for s, t in cut.ends[some].tolist()
+    ]
+    scores = EdgeScores(
+        sheet.mean,
         tuple(source for source, _ in ends),
         tuple(target for _, target in ends),
         tuple(node for cut in cuts for node in cut.sources) + cuts[-1].targets,
         tuple(readout.names),
-        np.repeat(np.arange(len(cuts)), [len(cut) for cut in cuts]),
+        np.repeat(np.arange(len(cuts)), [len(some) for some in wanted]),
         tuple(cut.name for cut in cuts),
-        total,
-        resolution,
-        gaps,
+        sheet.total,
+        sheet.resolution,
+        sheet.gaps,
         method,
-        _ESTIMANDS[direction if method == "exact" else method],
+        estimand_of(scoring.variant),
         *pairs.cluster_ids,
-        provenance(vae, pairs, readout, options=_options(method, nodes, direction, seed)),
+        provenance(vae, pairs, readout, options=scoring.options),
+        sizes=() if edges is None else tuple(map(len, cuts)),
+        beside=sheet.beside,
     )
+    _refuse_nonfinite(scores)
+    if len(sheet.parts) == 1:
+        return scores
+    warn_if_directions_oppose(*sheet.parts.values(), *pairs.cluster_ids)
+    parts = {part: replace(scores, values=values, estimand=estimand_of(part)) for part, values in sheet.parts.items()}
+    return replace(scores, parts=parts)
 
 
-def _check_options(method: str, nodes: int, direction: str) -> None:
-    known = ("exact", "ig", "eap", "weight", "random")
-    if method not in known:
-        raise CircuitError(f"method={method!r} is unknown; edges are scored by {', '.join(known)}.")
-    if direction not in ("noising", "denoising", "both"):
-        raise CircuitError(f"direction={direction!r} is unknown; expected 'noising', 'denoising' or 'both'.")
-    if isinstance(nodes, bool) or not isinstance(nodes, int) or nodes < 1:
-        raise CircuitError(f"nodes={nodes!r}: expected a positive number of quadrature nodes.")
+def _wanted(edges: Iterable[tuple[str, str]] | None, cuts: Sequence[Cut]) -> list[Wanted]:
+    """Positions of the edges asked for in each cut.
+
+    Raises:
+        CircuitError: none is asked for, or one that the model does not have.
+    """
+    if edges is None:
+        return [np.arange(len(cut)) for cut in cuts]
+    asked = list(edges)
+    odd = [edge for edge in asked if not (isinstance(edge, tuple) and len(edge) == 2)]
+    if odd or not asked:
+        got = f"got {odd[0]!r}" if odd else "got none"
+        raise CircuitError(
+            f"edges: expected (source id, target id) pairs such as ('encoder.0[1]', 'encoder.2[3]'), {got}."
+        )
+    kept = kept_of(cuts, edge_positions(asked, cuts).values())
+    return [some.nonzero().flatten().numpy() for some in kept]
 
 
-def _options(method: str, nodes: int, direction: str, seed: int) -> dict[str, object]:
-    """Of the options, those that the method goes by."""
-    options: dict[str, dict[str, object]] = {
-        "ig": {"nodes": nodes, "quadrature": "Gauss-Legendre, calibrated to the total effect"},
-        "exact": {"direction": direction},
-        "random": {"seed": seed},
-    }
-    return options.get(method, {})
+@contextmanager
+def _advancing(progress: Callable[[int, int], None] | None, total: int) -> Iterator[Advance]:
+    """Tell of progress: the caller's function, or a bar where a person looks on."""
+    if progress is None:
+        with progress_bar("scoring edges", total) as advance:
+            yield advance or (lambda steps: None)
+        return
+    done = 0
+
+    def report(steps: int) -> None:
+        nonlocal done
+        done += steps
+        progress(done, total)
+
+    yield report
+
+
+def _refuse_nonfinite(scores: EdgeScores) -> None:
+    bad = np.argwhere(~np.isfinite(scores.values))
+    if not len(bad):
+        return
+    edge, target, pair = bad[0]
+    raise ReadoutError(
+        f"readout target {scores.readouts[target]!r} is NaN or infinite when {scores.sources[edge]!r} -> {scores.targets[edge]!r} "
+        f"is scored on pair {pair} ({len(bad)} of {scores.values.size} scores are); read something that stays finite."
+    )

@@ -190,22 +190,26 @@ def _check_sweep(vae: VAE, x: Tensor) -> bool:
 
 def _check_gradients(vae: VAE, x: Tensor, moved: bool) -> None:
     with torch.enable_grad():
-        decoder = DecoderIntegratedGradients(vae, _Moments())
-        at_latents = decoder.attribute(vae.encode(x).mu.detach(), target=None, n_steps=_STEPS)
-        at_inputs = LatentIntegratedGradients(vae).attribute(x, target=None, n_steps=_STEPS)
-    _require_finite("attribution", at_latents)
-    _require_finite("attribution", at_inputs)
-    if moved and not bool(at_latents.abs().max() > 0):
-        _fail(
-            "attribution",
-            "no gradient reaches the latent from the reconstruction: decode rounds, detaches, or runs without grad.",
+        z = vae.encode(x).mu.detach()
+        _require_finite(
+            "attribution", DecoderIntegratedGradients(vae, _Moments()).attribute(z, target=None, n_steps=_STEPS)
         )
-    mu = vae.encode(x).mu
-    if vae.adapter.codebook is None and bool((mu - mu[:1]).abs().max() > 0) and not bool(at_inputs.abs().max() > 0):
-        _fail(
-            "attribution",
-            "no gradient reaches the input from the posterior mean: encode rounds, detaches, or runs without grad.",
-        )
+        _require_finite("attribution", LatentIntegratedGradients(vae).attribute(x, target=None, n_steps=_STEPS))
+        if moved and not _arrives(_Moments()(vae.decode(z.requires_grad_())), z):
+            _fail(
+                "attribution", "no gradient reaches the latent from the reconstruction: decode rounds or detaches it."
+            )
+        given = x.detach().clone().requires_grad_()
+        mu = vae.encode(given).mu
+        if vae.adapter.codebook is None and bool((mu - mu[:1]).abs().max() > 0) and not _arrives(mu, given):
+            _fail("attribution", "no gradient reaches the input from the posterior mean: encode rounds or detaches it.")
+
+
+def _arrives(value: Tensor, source: Tensor) -> bool:
+    if not value.requires_grad:
+        return False
+    (gradient,) = torch.autograd.grad(value.sum(), source, allow_unused=True)
+    return gradient is not None and bool(gradient.abs().max() > 0)
 
 
 def _circuit(vae: VAE, x: Tensor) -> str:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ..errors import DataError
 from .networks import GaussianVAE
@@ -227,12 +227,30 @@ def reconstruction_loss(
     if not x.is_floating_point():
         raise DataError(f"images are {x.dtype}, expected floats in [0, 1]: divide uint8 images by 255.")
     if likelihood == "bernoulli":
-        nats = F.binary_cross_entropy(reconstruction, x, reduction="none")
+        nats = _BernoulliNats.apply(reconstruction, x)
     elif likelihood == "gaussian":
         nats = (x - reconstruction).square() / (2 * sd**2) + math.log(sd * math.sqrt(2 * math.pi))
     else:
         raise DataError(f"Unknown likelihood {likelihood!r}. Known: {', '.join(LIKELIHOODS)}.")
-    return nats.flatten(1).sum(1)
+    return nats.sum(tuple(range(1, nats.ndim)))
+
+
+class _BernoulliNats(torch.autograd.Function):
+    """``-x log p - (1 - x) log(1 - p)``, value and gradient of `F.binary_cross_entropy` in half its time on a CPU.
+
+    That one takes logarithms one by one; these are vectorised. Logarithms end at -100 and p (1 - p) at 1e-12, as there.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, p: Tensor, x: Tensor) -> Tensor:
+        ctx.save_for_backward(p, x)
+        return -torch.lerp(torch.log1p(-p).clamp_(min=-100), torch.log(p).clamp_(min=-100), x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        p, x = ctx.saved_tensors
+        return gradient * (p - x) / (p * (1 - p)).clamp_(min=1e-12), None
 
 
 def label_loss(mu: Float[Tensor, "n latent"], targets: Float[Tensor, "n factor"]) -> Float[Tensor, ""]:

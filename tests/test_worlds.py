@@ -28,6 +28,11 @@ def flow():
 
 
 @pytest.fixture(scope="module")
+def room():
+    return datasets.load("room")
+
+
+@pytest.fixture(scope="module")
 def linear():
     return datasets.load("linear_sprites")
 
@@ -236,8 +241,61 @@ def test_a_hidden_factor_acts_and_does_not_show():
     assert not torch.equal(data.counterfactual(one, backdrop=0.2).images, one.images)
 
 
+# ------------------------------------------------------------------ room
+def saturated_hue(pixels):
+    """Hue of colours that are a grey and a pure colour mixed."""
+    return np.array([colorsys.rgb_to_hsv(*colour)[0] for colour in pixels])
+
+
+def test_room_follows_its_equations(room):
+    batch = room.sample(400, seed=0)
+    light, wall, floor, shape, scale, hue = batch.factors.double().numpy().T
+    u = batch.noise
+    np.testing.assert_allclose(light, 2 * u[:, 0] - 1, atol=1e-6)
+    np.testing.assert_allclose(wall, 0.8 * u[:, 1], atol=1e-6)
+    np.testing.assert_allclose(floor, 0.8 * ((wall / 0.8 + 0.35 + 0.2 * u[:, 2]) % 1), atol=1e-5)
+    assert np.array_equal(shape, np.floor(3 * u[:, 3]))
+    np.testing.assert_allclose(scale, 0.55 + 0.1 * shape + 0.25 * u[:, 4], atol=1e-6)
+    np.testing.assert_allclose(hue, 0.8 * ((shape / 3 + 0.3 * u[:, 5]) % 1), atol=1e-5)
+
+
+def test_the_image_of_the_room_shows_every_factor(room):
+    batch = room.sample_independent(300, seed=1)
+    light, wall, floor, shape, scale, hue = batch.factors.double().numpy().T
+    image = batch.images.double().numpy()
+    apart = lambda a, b: np.abs((a - b + 0.5) % 1 - 0.5).max()  # hues are turns
+    assert apart(saturated_hue(image[:, :, 2, 2]), wall) < 0.01
+    assert apart(saturated_hue(image[:, :, 62, 2]), floor) < 0.01
+    assert apart(saturated_hue(image[:, :, 44, 32]), hue) < 0.01  # in the lower middle of every object
+    x, _ = pixels(0, 64)
+    plain = room.do(300, seed=1, light=0.0, wall_hue=0.1, floor_hue=0.1, shape=0)
+    darker = {}
+    for side in (-1, 1):
+        lit = room.counterfactual(plain, light=float(side)).images.double().numpy()
+        strip = np.clip(
+            0.6 - lit[:, :, 46:50].max(1), 0, 1
+        )  # of the floor at the foot of the object, where the shadow is
+        darker[side] = float((strip.sum(1) * x).sum() / strip.sum())
+    assert darker[1] < 27 < 37 < darker[-1]
+    width = (np.abs(image - image[:, :, :, :1]).max(1)[:, 44] > 0.02).sum(1)
+    for kind in range(3):
+        assert np.corrcoef(width[shape == kind], scale[shape == kind])[0, 1] > 0.4
+    assert len(light) == len(batch)
+
+
+def test_object_and_shadow_of_the_room_lie_within_the_bounds_that_are_drawn(room, monkeypatch):
+    lights, scales = room.limits["light"], room.limits["scale"]
+    corners = np.array([[light, 0, 0.5, s, scale, 0.3] for light in lights for s in range(3) for scale in scales])
+    bounded = room.render(corners).astype(int)
+    for bound in ("_OBJECT_ROWS", "_OBJECT_COLUMNS"):
+        monkeypatch.setattr(f"nnsight_vae.datasets.room.{bound}", slice(0, 64))
+    assert np.abs(room.render(corners) - bounded).max() <= 1
+    monkeypatch.setattr("nnsight_vae.datasets.room._SHADOW_ROWS", slice(38, 64))  # from the horizon down
+    assert np.abs(room.render(corners) - bounded).max() <= 1
+
+
 # ------------------------------------------------------------------ all of them
-@pytest.mark.parametrize("name", ["independent_sprites", "flow", "linear_sprites"])
+@pytest.mark.parametrize("name", ["independent_sprites", "flow", "linear_sprites", "room"])
 def test_counterfactuals_without_change_return_the_batch_bit_for_bit(name):
     data = datasets.load(name)
     batch = data.sample(20, seed=4)
@@ -251,7 +309,7 @@ def test_counterfactuals_without_change_return_the_batch_bit_for_bit(name):
         assert torch.equal(again.factors, batch.factors)
 
 
-@pytest.mark.parametrize("name", ["independent_sprites", "flow", "linear_sprites"])
+@pytest.mark.parametrize("name", ["independent_sprites", "flow", "linear_sprites", "room"])
 def test_every_factor_shows_in_the_image_and_its_pairs_are_oriented(name):
     data = datasets.load(name)
     for column, factor in enumerate(data.factors):

@@ -8,4 +8,5 @@ from .linear import LINEAR_SPRITES as LINEAR_SPRITES, linear_sprites as linear_s
 from .loading import load as load
 from .procedural import Procedural as Procedural
 from .rendering import Renderer as Renderer
+from .room import ROOM as ROOM
 from .sprites import SPRITES as SPRITES

@@ -19,6 +19,7 @@ _BUILT_IN = {
     "independent_sprites": ("sprites", "independent_sprites"),
     "linear_sprites": ("linear", "linear_sprites"),
     "pendulum": ("pendulum", "pendulum"),
+    "room": ("room", "room"),
 }
 _BENCHMARKS = ("causal3dident", "celeba", "dsprites", "mpi3d", "shapes3d", "small_norb")  # files that others published
 
@@ -27,7 +28,7 @@ def load(name: str | os.PathLike[str], path: str | os.PathLike[str] | None = Non
     """A dataset by name, or from a folder or `.npz` file (see `from_path`).
 
     Args:
-        name: a procedural world with an exact SCM ("pendulum", "flow", "linear_sprites", "independent_sprites"), real images with
+        name: a procedural world with an exact SCM ("pendulum", "flow", "linear_sprites", "independent_sprites", "room"), real images with
             measured factors ("digits"), a published benchmark ("dsprites", "shapes3d", "mpi3d", "small_norb", "celeba",
             "causal3dident"; see `nv.datasets.benchmarks`), or a path.
         path: of a benchmark's files; without it those that may be are downloaded to the cache folder.

@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from vaes import MLPVAE, ConvVAE, ResidualVAE, images, seeded
+from wired import TRUE_EDGES, WiredVAE, wired_pairs
 
 import nnsight_vae as nv
 from nnsight_vae.circuits import (
+    Mass,
     circuit_from,
     contributions,
     extract_circuit,
@@ -294,60 +296,6 @@ def test_a_readout_of_the_latents_ends_the_chain_there() -> None:
 
 
 # ---------------------------------------------------------------------------------- a circuit known by construction
-class WiredVAE(nn.Module):
-    """ReLU VAE wired by hand: input 0 reaches output 0 by two routes; everything else is camouflage."""
-
-    image = (4,)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.enc, self.fc_mu, self.fc_logvar = nn.Linear(4, 6), nn.Linear(6, 2), nn.Linear(6, 2)
-        self.dec, self.out = nn.Linear(2, 5), nn.Linear(5, 4)
-        with torch.no_grad():
-            for parameter in self.parameters():
-                parameter.zero_()
-            self.enc.weight[0, 0], self.enc.weight[1, 0] = 1.0, 0.5
-            self.fc_mu.weight[0, 0], self.fc_mu.weight[0, 1] = 1.0, 0.8
-            self.dec.weight[0, 0], self.dec.weight[1, 0] = 1.0, 0.7
-            self.out.weight[0, 0], self.out.weight[0, 1] = 1.0, -0.4
-            self.enc.weight[2, 0] = 50.0  # a dead end: nothing reads hidden 2
-            self.enc.weight[3], self.enc.bias[3], self.fc_mu.weight[0, 3] = 40.0, -1e3, 30.0  # a closed gate
-            self.enc.weight[4, 2], self.fc_mu.weight[1, 4] = 9.0, 9.0  # input 2 never changes
-            self.enc.weight[5, 1], self.fc_mu.weight[1, 5] = 9.0, 9.0  # input 1 changes, but goes elsewhere
-            self.dec.weight[2, 1], self.out.weight[1, 2] = 9.0, 9.0  # ... to output 1, which is not read
-            self.dec.weight[3, 0], self.dec.bias[3], self.out.weight[0, 3] = 20.0, -1e3, 60.0  # another closed gate
-            self.dec.weight[4, 0], self.out.weight[2, 4] = 30.0, 30.0  # on to output 2, which is not read
-
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        h = torch.relu(self.enc(x))
-        return self.fc_mu(h), self.fc_logvar(h)
-
-    def decode(self, z: Tensor) -> Tensor:
-        return self.out(torch.relu(self.dec(z)))
-
-
-TRUE_EDGES = {
-    ("factor:f", "input[0]"),
-    ("input[0]", "enc[0]"),
-    ("input[0]", "enc[1]"),
-    ("enc[0]", "latent.z[0]"),
-    ("enc[1]", "latent.z[0]"),
-    ("latent.z[0]", "dec[0]"),
-    ("latent.z[0]", "dec[1]"),
-    ("dec[0]", "output[0]"),
-    ("dec[1]", "output[0]"),
-    ("output[0]", "readout:pixel[0]"),
-}
-
-
-def wired_pairs(n: int = 30) -> Pairs:
-    generator = torch.Generator().manual_seed(0)
-    base = 0.2 + 0.3 * torch.rand(n, 4, generator=generator)
-    source = base.clone()
-    source[:, :2] += 0.2 + 0.3 * torch.rand(n, 2, generator=generator)
-    return Pairs(base, source, factor="f")
-
-
 @pytest.fixture
 def wired() -> tuple[nv.VAE, Pairs, object]:
     pairs = wired_pairs()
@@ -368,14 +316,6 @@ def test_weights_are_fooled_by_the_camouflage(wired) -> None:
     assert strength["input[0]", "enc[2]"] == pytest.approx(50.0)
     assert strength["dec[3]", "output[0]"] == pytest.approx(60.0)
     assert max(strength[edge] for edge in TRUE_EDGES) < 50.0
-
-
-@pytest.mark.parametrize("method", ["exact", "ig"])
-def test_the_extracted_circuit_is_the_true_one(wired, method: str) -> None:
-    circuit = extract_circuit(*wired, method=method, mass=1.0)
-    assert set(circuit.edges) == TRUE_EDGES
-    assert circuit.edges["latent.z[0]", "dec[1]"]["effect"] < 0 < circuit.edges["latent.z[0]", "dec[0]"]["effect"]
-    assert circuit.edges["enc[0]", "latent.z[0]"]["ci_low"] > 0
 
 
 def test_linear_stretches_have_closed_form_scores(wired) -> None:
@@ -475,95 +415,10 @@ def test_the_table_has_one_row_per_edge_and_target_it_can_reach(wired) -> None:
     assert calls[-1][0] == calls[-1][1]
 
 
-def test_several_targets_give_the_union_of_their_circuits(wired) -> None:
-    vae, pairs, _ = wired
-    both = extract_circuit(vae, pairs, Pixels((4,))[["pixel[0]", "pixel[2]"]], mass=1.0)
-    extra = {("latent.z[0]", "dec[4]"), ("dec[4]", "output[2]"), ("output[2]", "readout:pixel[2]")}
-    assert set(both.edges) == TRUE_EDGES | extra
-    assert set(both.edges["input[0]", "enc[0]"]["effects"]) == {"pixel[0]", "pixel[2]"}
-    assert both.edges["latent.z[0]", "dec[4]"]["effects"].keys() == {"pixel[2]"}
-    assert both.nodes["factor:f"]["layer"] == 0
-    assert both.nodes["latent.z[0]"] | {"effect": 0, "readout": ""} == {
-        "kind": "latent", "site": "latent.z", "index": 0, "stage": "latent", "layer": 3, "effect": 0, "readout": "",
-    }  # fmt: skip
-
-
-def test_a_cap_keeps_whole_paths_and_a_least_effect_drops_the_weaker_route(wired) -> None:
-    scores = score_edges(*wired)
-    capped = circuit_from(scores, mass=1.0, top=8)
-    assert capped.number_of_edges() <= 8
-    assert nx.has_path(capped, "factor:f", "readout:pixel[0]")
-    assert all(
-        nx.has_path(capped, "factor:f", node) and nx.has_path(capped, node, "readout:pixel[0]") for node in capped
-    )
-    assert {"enc[0]", "enc[1]", "dec[0]"} < set(capped)  # the route through enc[1] carries .4 of enc[0]'s ...
-    assert "dec[1]" not in capped  # ... and that through dec[1] .28 of dec[0]'s
-    strong = circuit_from(scores, mass=1.0, min_effect=0.2)
-    assert set(strong.edges) < TRUE_EDGES
-    assert all(abs(data["effect"]) >= 0.2 for *_, data in strong.edges(data=True))
-    assert len(circuit_from(scores, top=3)) == 0
-
-
-def with_values(scores, edge: tuple[str, str], values: np.ndarray | float):
-    changed = scores.values.copy()
-    changed[list(zip(scores.sources, scores.targets, strict=True)).index(edge), 0] = values
-    return replace(scores, values=changed)
-
-
-@pytest.mark.parametrize(
-    ("edge", "also"),
-    [(("input[0]", "enc[1]"), ("enc[1]", "latent.z[0]")), (("dec[1]", "output[0]"), ("latent.z[0]", "dec[1]"))],
-)
-def test_an_edge_whose_path_is_broken_goes_with_it(wired, edge: tuple[str, str], also: tuple[str, str]) -> None:
-    scores = score_edges(*wired)
-    assert set(circuit_from(with_values(scores, edge, 0.0), mass=1.0).edges) == TRUE_EDGES - {edge, also}
-
-
-def test_an_edge_that_could_be_chance_is_not_selected_however_large(wired) -> None:
-    scores = score_edges(*wired)
-    noise = np.where(np.arange(30) % 2, 5.0, -4.8)
-    noisy = circuit_from(with_values(scores, ("input[0]", "enc[1]"), noise), mass=1.0)
-    assert set(noisy.edges) == TRUE_EDGES - {("input[0]", "enc[1]"), ("enc[1]", "latent.z[0]")}
-    same_mean = circuit_from(with_values(scores, ("input[0]", "enc[1]"), noise.mean()), mass=1.0)
-    assert set(same_mean.edges) == TRUE_EDGES
-
-
-def test_mass_keeps_the_strongest_edges_of_each_cut(wired) -> None:
-    scores = score_edges(*wired)
-    half = circuit_from(scores, mass=0.5)
-    assert set(half.edges) == {edge for edge in TRUE_EDGES if not {"enc[1]", "dec[1]"} & set(edge)}
-
-
-def test_a_circuit_says_where_it_comes_from_and_survives_its_files(wired, tmp_path) -> None:
-    vae, pairs, readout = wired
-    circuit = extract_circuit(vae, pairs, readout)
-    assert circuit.graph["schema"] == "nnsight-vae/circuit@1"
-    assert (circuit.graph["model"], circuit.graph["fingerprint"]) == ("WiredVAE", vae.fingerprint)
-    assert circuit.graph["pairs"]["n"] == 30
-    assert circuit.graph["thresholds"]["q"] == 0.05
-    assert circuit.graph["total_effect"]["pixel[0]"]["ci_low"] > 0
-    assert max(circuit.graph["cut_error"].values()) < 1e-5
-    for suffix in ("json", "graphml"):
-        again = nv.read_circuit(nv.export(circuit, tmp_path / f"c.{suffix}"))
-        assert nx.utils.graphs_equal(again, circuit)
-        assert again.graph == circuit.graph
-
-
-def test_a_target_without_a_clear_effect_is_left_out_with_its_reason(wired) -> None:
-    vae, pairs, _ = wired
-    flipped = Pairs(
-        torch.cat([pairs.base[:15], pairs.source[15:]]), torch.cat([pairs.source[:15], pairs.base[15:]]), factor="f"
-    )
-    circuit = extract_circuit(vae, flipped, Pixels((4,))["pixel[0]"])
-    assert len(circuit) == 0
-    assert "contains 0" in circuit.graph["left_out"]["pixel[0]"]
-    assert "none: the interval" in str(faithfulness(vae, circuit, flipped, Pixels((4,))["pixel[0]"]))
-
-
 # ---------------------------------------------------------------------------------- faithfulness
 def test_the_true_circuit_is_wholly_faithful_and_parts_of_it_in_closed_form(wired) -> None:
     vae, pairs, readout = wired
-    circuit = extract_circuit(vae, pairs, readout, mass=1.0)
+    circuit = extract_circuit(vae, pairs, readout, select=Mass(1.0))
     whole = faithfulness(vae, circuit, pairs, readout)
     assert whole.score["pixel[0]"].value == pytest.approx(1.0, abs=1e-5)
     assert whole.node_score["pixel[0]"].value == pytest.approx(1.0, abs=1e-5)
@@ -721,21 +576,6 @@ def test_a_readout_without_gradient_is_refused_for_ig() -> None:
 def test_unknown_options_are_refused_before_any_work(wired, options: dict, message: str) -> None:
     with pytest.raises(CircuitError, match=message):
         score_edges(*wired, **options)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"method": "weight"}, "baseline"),
-        ({"q": 0.0}, "q=0.0"),
-        ({"mass": 1.5}, "mass=1.5"),
-        ({"min_effect": -1.0}, "min_effect=-1.0"),
-        ({"top": 0}, "top=0"),
-    ],
-)
-def test_thresholds_out_of_range_are_refused(wired, options: dict, message: str) -> None:
-    with pytest.raises(CircuitError, match=message):
-        extract_circuit(*wired, **options)
 
 
 def test_a_foreign_circuit_is_refused(wired) -> None:

@@ -65,13 +65,13 @@ def faithfulness(
 
     Example:
         >>> import torch
-        >>> from nnsight_vae.circuits import extract_circuit
+        >>> from nnsight_vae.circuits import Mass, extract_circuit
         >>> from nnsight_vae.models import MLPVAE
         >>> from nnsight_vae.readouts import Latents
         >>> _ = torch.manual_seed(0)
         >>> vae = VAE(MLPVAE(image_shape=(1, 4, 4), latent=2, hidden=(4,)))
         >>> pairs = Pairs(torch.zeros(12, 1, 4, 4), torch.rand(12, 1, 4, 4), factor="light")
-        >>> circuit = extract_circuit(vae, pairs, Latents(2), mass=1.0, q=0.5)
+        >>> circuit = extract_circuit(vae, pairs, Latents(2), select=Mass(1.0))
         >>> found = faithfulness(vae, circuit, pairs, Latents(2))
         >>> sorted(found.score) == ["latent.mu[0]", "latent.mu[1]"]
         True

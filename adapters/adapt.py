@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxtyping import Float
@@ -16,11 +16,12 @@ from nnsight_vae.vae import VAE
 def adapt(
     module: nn.Module | None = None,
     *,
-    encoder: Callable[[Tensor], Any] | None = None,
-    decoder: Callable[[Tensor], Any] | None = None,
+    encoder: Callable[..., Any] | None = None,
+    decoder: Callable[..., Any] | None = None,
     packed: bool = False,
     codebook: Float[Tensor, "codes channels"] | None = None,
     example: Tensor | None = None,
+    given: Tensor | Sequence[Tensor] = (),
 ) -> VAE:
     """Wrap anything as a VAE by saying how to encode and decode it.
 
@@ -33,6 +34,8 @@ def adapt(
         codebook: rows `[codes, channels]` of a discrete latent, for `Quantize`. Default where the module's own encode and decode
             are used: its tensor `codebook`, if it has one.
         example: one batch of inputs, where the input shape cannot be inferred.
+        given: conditions of a conditional VAE, one row each: encoder and decoder are called as `encoder(x, *given)` and
+            `decoder(z, *given)`; see `VAE`.
 
     Returns: a `VAE`.
 
@@ -59,10 +62,12 @@ def adapt(
         module = nn.ModuleDict({"encoder": encoder, "decoder": decoder})
     if encoder is None or decoder is None:
         codebook = own_codebook(module) if codebook is None else codebook
-        return VAE(module, EncodeDecode(packed=packed, codebook=codebook), example=example)
+        return VAE(module, EncodeDecode(packed=packed, codebook=codebook), example=example, given=given)
     for name, function in (("encoder", encoder), ("decoder", decoder)):
         _require_part(module, name, function)
-    return VAE(module, CallableAdapter(encoder, decoder, packed=packed, codebook=codebook), example=example)
+    return VAE(
+        module, CallableAdapter(encoder, decoder, packed=packed, codebook=codebook), example=example, given=given
+    )
 
 
 def _require_part(module: nn.Module, name: str, function: Any) -> None:

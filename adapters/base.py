@@ -20,6 +20,9 @@ _SHOWN = 24  # modules listed where no adapter fits
 class Adapter:
     """How to use one kind of module as a VAE. Subclass it, override `encode` and `decode`, and pass it to `nv.VAE`.
 
+    Of a conditional VAE, encode, decode and reference take the conditions after x and z, one argument each, with a row an
+    example: `decode(self, model, z, y)`.
+
     Example:
         >>> from torch import nn
         >>> class Mine(Adapter):

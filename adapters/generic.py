@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from nnsight_vae.adapters.base import Adapter
+from nnsight_vae.adapters.reference import own_reconstruction
 from torch import Tensor, nn
 
 from nnsight_vae.errors import AdapterError
@@ -31,7 +32,18 @@ _MU_HEADS = ("fc_mu", "fc_mean", "mu", "to_mu")
 _LOGVAR_HEADS = ("fc_logvar", "fc_log_var", "fc_var", "logvar", "log_var", "to_logvar")
 
 
-class EncodeDecode(Adapter):
+class _TakesConditions(Adapter):
+    """Passes conditions on to what encodes and decodes, and to the model's own forward."""
+
+    def reference(
+        self, model: nn.Module, x: Float[Tensor, "n *image"], *given: Tensor
+    ) -> tuple[Float[Tensor, "n *image"], str]:
+        """As `Adapter.reference`, under the conditions."""
+        expected = self.decode(model, Posterior(*self.encode(model, x, *given)).mu, *given)
+        return own_reconstruction(model, x, expected, *given) or (expected, "decode(encode(x).mu)")
+
+
+class EncodeDecode(_TakesConditions):
     """Modules with `encode(x)` and `decode(z)` methods, or `encoder` and `decoder` submodules.
 
     `encode` may return `(mu, logvar)`, a dict, a named tuple, a dataclass, a Normal distribution, or (with `packed`) one
@@ -50,12 +62,12 @@ class EncodeDecode(Adapter):
         """Whether `model` has both halves, as methods or as submodules."""
         return _function(model, "encode", "encoder") is not None and _function(model, "decode", "decoder") is not None
 
-    def encode(self, model: nn.Module, x: Float[Tensor, "n *image"]) -> Posterior:
+    def encode(self, model: nn.Module, x: Float[Tensor, "n *image"], *given: Tensor) -> Posterior:
         """The posterior that the module's own encode (or encoder) states."""
         encode = _function(model, "encode", "encoder")
         if encode is None:
             raise AdapterError(f"{type(model).__name__} has neither encode(x) nor a submodule 'encoder'; use nv.adapt.")
-        encoded = encode(x)
+        encoded = encode(x, *given)
         heads = [_function(model, *names) for names in (_MU_HEADS, _LOGVAR_HEADS)]
         if encode is getattr(model, "encoder", None) and isinstance(encoded, Tensor) and None not in heads:
             features = encoded.flatten(1) if isinstance(heads[0], nn.Linear) else encoded
@@ -63,34 +75,34 @@ class EncodeDecode(Adapter):
         half = "encode" if callable(getattr(model, "encode", None)) else "encoder"
         return read_posterior(encoded, packed=self.packed, where=f"{type(model).__name__}.{half}")
 
-    def decode(self, model: nn.Module, z: Float[Tensor, "n *latent"]) -> Float[Tensor, "rows *image"]:
+    def decode(self, model: nn.Module, z: Float[Tensor, "n *latent"], *given: Tensor) -> Float[Tensor, "rows *image"]:
         """What the module's own decode (or decoder) makes of `z`."""
         decode = _function(model, "decode", "decoder")
         if decode is None:
             raise AdapterError(f"{type(model).__name__} has neither decode(z) nor a submodule 'decoder'; use nv.adapt.")
-        return read_reconstruction(decode(z), where=f"{type(model).__name__}.decode")
+        return read_reconstruction(decode(z, *given), where=f"{type(model).__name__}.decode")
 
 
-class CallableAdapter(Adapter):
+class CallableAdapter(_TakesConditions):
     """A VAE told by two plain callables: `encoder(x) -> posterior` and `decoder(z) -> reconstruction`."""
 
     def __init__(
         self,
-        encoder: Callable[[Tensor], Any],
-        decoder: Callable[[Tensor], Any],
+        encoder: Callable[..., Any],
+        decoder: Callable[..., Any],
         *,
         packed: bool = False,
         codebook: Float[Tensor, "codes channels"] | None = None,
     ) -> None:
         self.encoder, self.decoder, self.packed, self.codebook = encoder, decoder, packed, codebook
 
-    def encode(self, model: nn.Module, x: Float[Tensor, "n *image"]) -> Posterior:
+    def encode(self, model: nn.Module, x: Float[Tensor, "n *image"], *given: Tensor) -> Posterior:
         """The posterior that the encoder callable states."""
-        return read_posterior(self.encoder(x), packed=self.packed, where="encoder")
+        return read_posterior(self.encoder(x, *given), packed=self.packed, where="encoder")
 
-    def decode(self, model: nn.Module, z: Float[Tensor, "n *latent"]) -> Float[Tensor, "rows *image"]:
+    def decode(self, model: nn.Module, z: Float[Tensor, "n *latent"], *given: Tensor) -> Float[Tensor, "rows *image"]:
         """What the decoder callable makes of `z`."""
-        return read_reconstruction(self.decoder(z), where="decoder")
+        return read_reconstruction(self.decoder(z, *given), where="decoder")
 
 
 def read_reconstruction(value: Any, *, where: str) -> Tensor:

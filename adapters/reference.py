@@ -39,7 +39,7 @@ class NoNoise(TorchDispatchMode):
 
 
 def own_reconstruction(
-    model: nn.Module, x: Float[Tensor, "n *image"], expected: Float[Tensor, "n *image"]
+    model: nn.Module, x: Float[Tensor, "n *image"], expected: Float[Tensor, "n *image"], *given: Tensor
 ) -> tuple[Float[Tensor, "n *image"], str] | None:
     """The output of the module's forward that is meant as the reconstruction, and what that path is called.
 
@@ -48,16 +48,17 @@ def own_reconstruction(
         x: inputs `[n, *image]`.
         expected: what the wrapper reconstructs. Among several outputs of its shape (many forwards also return their input)
             the nearest one is meant; with none of its shape, one of the input's shape.
+        given: conditions that the forward takes after x.
 
     Returns: the reconstruction and the name of the path; None where the module has no forward of x that is deterministic, with
         normal draws at their means if need be, and gives something of either shape.
     """
     try:
-        first, second = (_reconstructions(model(x), x, expected) for _ in range(2))
+        first, second = (_reconstructions(model(x, *given), x, expected) for _ in range(2))
         path = "forward(x)"
         if not _equal(first, second):
             with NoNoise():
-                first, second = (_reconstructions(model(x), x, expected) for _ in range(2))
+                first, second = (_reconstructions(model(x, *given), x, expected) for _ in range(2))
             path = "forward(x) with its noise at zero"
     except Exception:  # a forward of x is a convention, not a duty: it may want labels, or not exist
         return None

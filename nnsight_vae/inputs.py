@@ -80,6 +80,42 @@ def require_latent(z: Tensor, known: list[tuple[int, ...]]) -> None:
         )
 
 
+def conditions(given: Any) -> tuple[Tensor, ...]:
+    """The conditions that a VAE is wrapped with, each a tensor of one row.
+
+    Raises:
+        DataError: one is not.
+    """
+    given = (given,) if isinstance(given, Tensor) else tuple(given)
+    for one in given:
+        if not isinstance(one, Tensor) or one.ndim == 0 or len(one) != 1:
+            got = tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__
+            raise DataError(
+                f"given= takes conditions of one row each, [1, ...], which every example then has; got {got}. Conditions that differ by "
+                "example are passed to the run: vae.trace(x, y)."
+            )
+    return given
+
+
+def require_conditions(given: Sequence[Any], n: int, wrapped: Sequence[Tensor]) -> None:
+    """Refuse conditions of a run that are not, for each that the VAE is wrapped with, one of its shape and dtype for every row.
+
+    Raises:
+        DataError: says what was passed and what the VAE takes.
+    """
+    wanted = [(n, *one.shape[1:]) for one in wrapped]
+    got = [tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__ for one in given]
+    if given and got != wanted:
+        takes = (
+            f"conditions of shapes {wanted}"
+            if wanted
+            else "no conditions; wrap it with given= if it is a conditional VAE"
+        )
+        raise DataError(f"conditions of shapes {got} were passed beside the input, this VAE takes {takes}.")
+    if wrong := [(one.dtype, own.dtype) for one, own in zip(given, wrapped, strict=False) if one.dtype != own.dtype]:
+        raise DataError(f"a condition has dtype {wrong[0][0]}, this VAE is wrapped with one of {wrong[0][1]}.")
+
+
 def join(values: Sequence[Any]) -> Any:
     """One argument of all invokes of a trace as one; a tensor is new, so that writes in a block never reach the caller's own.
 

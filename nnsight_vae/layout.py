@@ -72,7 +72,8 @@ def read_layout(root: Wrapped, x: Tensor, known: Iterable[tuple[int, ...]] = ())
     except (TypeError, AttributeError) as error:  # about the call, not about x
         raise AdapterError(
             f"{type(root.adapter).__name__} cannot run this {type(root.model).__name__}: {error}. Say how to encode and decode with "
-            "nv.adapt(module, encoder=lambda x: (mu, logvar), decoder=lambda z: reconstruction)."
+            "nv.adapt(module, encoder=lambda x: (mu, logvar), decoder=lambda z: reconstruction); a conditional VAE, which takes more than x, "
+            "is wrapped with given=."
         ) from error
     except Exception as error:
         shapes = ", ".join(str(("n", *shape)) for shape in known)

@@ -25,6 +25,8 @@ def provenance(vae: VAE, pairs: Pairs | None = None, readout: object | None = No
         "fingerprint": vae.fingerprint,
         "versions": {name: _version(name) for name in ("nnsight-vae", "nnsight", "torch")},
     }
+    if vae.given:
+        record["given"] = [one[0].tolist() for one in vae.given]
     if pairs is not None:
         record["pairs"] = pairs_record(pairs)
     if readout is not None:

@@ -101,7 +101,7 @@ def check_adapter(vae: VAE, x: Float[Tensor, "n *image"]) -> Conformance:
         _check_gradients(vae, x, moved)
         circuit = _circuit(vae, x)
         with vae.held(), random_state_kept(x.device):
-            reference = vae.adapter.reference(vae.module, x)[1]
+            reference = vae.adapter.reference(vae.module, x, *vae._module.conditions((), len(x)))[1]
     return Conformance(
         type(vae.module).__name__,
         type(vae.adapter).__name__,

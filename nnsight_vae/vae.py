@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,9 @@ class VAE(NNsight):
         module: any module an adapter can read as a VAE (see `nv.adapt` for the rest).
         adapter: how to read it; found from the module's type or shape where not given.
         example: one batch of inputs `[n, *image]`, needed only where the input shape cannot be inferred from the module.
+        given: conditions of a conditional VAE, one row `[1, ...]` each, in the order in which encode and decode take them after x
+            and z. Every run that is passed no conditions of its own has these, so that analyses are about one condition, held
+            fixed; `vae(x, y)`, `vae.trace(x, y)`, `vae.encode(x, y)` and `vae.decode(z, y)` take others, a row an example.
 
     Raises:
         AdapterError: the module cannot be read as a VAE, or encode/decode fail on an input of the expected shape.
@@ -55,11 +58,17 @@ class VAE(NNsight):
     _batcher_class = VAEBatcher
 
     def __init__(
-        self, module: nn.Module | VAE, adapter: Adapter | None = None, *, example: Tensor | None = None
+        self,
+        module: nn.Module | VAE,
+        adapter: Adapter | None = None,
+        *,
+        example: Tensor | None = None,
+        given: Tensor | Sequence[Tensor] = (),
     ) -> None:
+        given = inputs.conditions(given)
         if isinstance(module, VAE):
             older: VAE = module
-            module, adapter = older.module, adapter or older.adapter
+            module, adapter, given = older.module, adapter or older.adapter, given or older.given
         if not isinstance(module, nn.Module) or isinstance(module, torch.jit.ScriptModule):
             raise AdapterError(
                 f"nv.VAE wraps a torch.nn.Module with a Python forward, got {type(module).__name__}; pass the model itself."
@@ -81,13 +90,15 @@ class VAE(NNsight):
         self._relaid: dict[tuple[int, ...], tuple[str, ...]] = {}  # filled by formats.relaid
         self._hold = Hold(self, module)
         try:
-            self._wrap(module, adapter, example)
+            self._wrap(module, adapter, example, given)
         except BaseException:
             self._hold.release()
             raise
 
-    def _wrap(self, module: nn.Module, adapter: Adapter, example: Tensor | None) -> None:
-        super().__init__(Wrapped(module, adapter), path="vae", interleaver=VAEInterleaver(), envoys=VAEEnvoy)
+    def _wrap(self, module: nn.Module, adapter: Adapter, example: Tensor | None, given: tuple[Tensor, ...]) -> None:
+        if self._parameter is not None:
+            given = tuple(one.to(self._parameter.device) for one in given)
+        super().__init__(Wrapped(module, adapter, given), path="vae", interleaver=VAEInterleaver(), envoys=VAEEnvoy)
         self._hold.disable_inplace()
         for name, child in self.model._named_children():
             if not hasattr(type(self), name) and name not in self.__dict__ and not hasattr(Wrapped, name):
@@ -108,6 +119,11 @@ class VAE(NNsight):
     def adapter(self) -> Adapter:
         """The adapter that reads the module as a VAE."""
         return self._module.adapter
+
+    @property
+    def given(self) -> tuple[Tensor, ...]:
+        """The conditions of every run that is passed none, one row each; `()` where the VAE is not conditional."""
+        return self._module.given
 
     @property
     def law(self) -> type[Posterior]:
@@ -157,7 +173,8 @@ class VAE(NNsight):
         `torch.no_grad()` on the `with` line, before the trace: inside the block it would leak into the model.
 
         Args:
-            inputs: one batch `[n, *image]` (or `[n, *latent]` for `fn="decode"`); none when `tracer.invoke(x)` gives them.
+            inputs: one batch `[n, *image]` (or `[n, *latent]` for `fn="decode"`), and conditions `[n, ...]` after it where the VAE
+                takes some; none when `tracer.invoke(x)` gives them.
             fn: `None` for the whole forward, `"encode"`, `"decode"`, or any callable over the module's parts.
             trace: False runs `fn` without a block and returns what it returns.
             kwargs: `eps=` (explicit noise `[n, *latent]`), `sample=True`, and nnsight's own.
@@ -192,7 +209,9 @@ class VAE(NNsight):
         """The reconstruction, inside a trace."""
         return value
 
-    def __call__(self, x: Tensor, *, eps: Tensor | None = None, sample: bool = False) -> Float[Tensor, "n *image"]:
+    def __call__(
+        self, x: Tensor, *given: Tensor, eps: Tensor | None = None, sample: bool = False
+    ) -> Float[Tensor, "n *image"]:
         """The reconstruction of `x` `[n, *image]`, untraced; at the posterior mean unless `eps` or `sample=True` is given.
 
         Raises:
@@ -200,21 +219,23 @@ class VAE(NNsight):
         """
         x = self._on_device(x, "x")
         self._require_noise(x, eps)
+        given = self._checked_conditions(given, len(x))
         model = self._module
         with self.held():
-            posterior = model.encode(x)
+            posterior = model.encode(x, *given)
             # A pass over x before every forward would cost 4 % of a small model's; x is looked at when it shows in the posterior.
             if not inputs.finite(posterior.mu):
                 inputs.require_finite(x, "x")
             # At the mean z is mu, to the bit; a small model notices the six small operations that would say so.
             z = model.sample(posterior, eps, draw=sample) if sample or eps is not None else posterior.mu
-            return model.decode(z)
+            return model.decode(z, *given)
 
-    def encode(self, x: Float[Tensor, "n *image"]) -> Posterior:
+    def encode(self, x: Float[Tensor, "n *image"], *given: Tensor) -> Posterior:
         """The posterior q(z|x), untraced.
 
         Args:
             x: inputs `[n, *image]`, float, finite.
+            given: conditions `[n, ...]` in place of those the VAE is wrapped with.
 
         Returns: `Posterior(mu, logvar)`, each `[n, *latent]`.
 
@@ -222,24 +243,27 @@ class VAE(NNsight):
             DataError: x is not a finite float batch that this model can run.
         """
         x = self.checked(x)
+        given = self._checked_conditions(given, len(x))
         with self.held():
-            return self._module.encode(x)
+            return self._module.encode(x, *given)
 
-    def decode(self, z: Float[Tensor, "n *latent"]) -> Float[Tensor, "n *image"]:
+    def decode(self, z: Float[Tensor, "n *latent"], *given: Tensor) -> Float[Tensor, "n *image"]:
         """The reconstruction of latents `z` `[n, *latent]`, untraced.
 
         Raises:
             DataError: z is not a finite float batch of this VAE's latent.
         """
         z = self._checked_latent(z)
+        given = self._checked_conditions(given, len(z))
         with self.held():
-            return self._module.decode(z)
+            return self._module.decode(z, *given)
 
-    def verify(self, x: Float[Tensor, "n *image"]) -> float:
+    def verify(self, x: Float[Tensor, "n *image"], *given: Tensor) -> float:
         """Largest difference between this wrapper and the model's own deterministic path (`adapter.reference` names it).
 
         Args:
             x: inputs `[n, *image]`.
+            given: conditions `[n, ...]` in place of those the VAE is wrapped with.
 
         Returns: max |wrapped - reference|, in output units; 0.0 where the operations are the same.
 
@@ -247,9 +271,10 @@ class VAE(NNsight):
             AdapterError: the difference is above the adapter's tolerance times the largest value of the reference, or the shapes differ.
         """
         x = self.checked(x)
+        given = self._module.conditions(self._checked_conditions(given, len(x)), len(x))
         with self.held(), torch.no_grad(), probe.random_state_kept(x.device):
-            wrapped = self._module(x)
-            reference, path = self.adapter.reference(self.module, x)
+            wrapped = self._module(x, *given)
+            reference, path = self.adapter.reference(self.module, x, *given)
         if wrapped.shape != reference.shape:
             raise AdapterError(
                 f"the wrapper reconstructs shape {tuple(wrapped.shape)} but the model's {path} gives {tuple(reference.shape)}; "
@@ -326,6 +351,10 @@ class VAE(NNsight):
         inputs.require_finite(z, "z")
         return z
 
+    def _checked_conditions(self, given: Sequence[Any], n: int) -> tuple[Tensor, ...]:
+        inputs.require_conditions(given, n, self.given)
+        return tuple(one.to(own.device) for one, own in zip(given, self.given, strict=False))
+
     def _require_noise(self, x: Tensor, eps: Any) -> None:
         if eps is not None:
             inputs.require_noise(eps, len(x), self.layout(x).sites["latent.mu"].shape)
@@ -384,8 +413,10 @@ class VAE(NNsight):
         for args, kwargs in invokes:
             if fn in ("__call__", "encode") and args:
                 self._require_noise(self.checked(args[0]), kwargs.get("eps"))
+                self._checked_conditions(args[1:], len(args[0]))
             elif fn == "decode" and args:
                 self._checked_latent(args[0])
+                self._checked_conditions(args[1:], len(args[0]))
         if not invokes:
             return (), {}
         if len({len(args) for args, _ in invokes}) != 1 or len({frozenset(kw) for _, kw in invokes}) != 1:
@@ -411,11 +442,11 @@ class VAE(NNsight):
         super().__setattr__(name, value)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuilt, (type(self), *self._hold.clean_copy((self.module, self.adapter), {}), self._shape)
+        return _rebuilt, (type(self), *self._hold.clean_copy((self.module, self.adapter), {}), self._shape, self.given)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> VAE:
         model, adapter = self._hold.clean_copy((self.module, self.adapter), memo)
-        twin = _rebuilt(type(self), model, adapter, self._shape)
+        twin = _rebuilt(type(self), model, adapter, self._shape, self.given)
         if twin.probed and set(twin.sites) != set(self.sites):
             raise AdapterError(
                 "this VAE cannot be copied: its adapter's callables (a lambda, a closure) keep running the original module. Copy the "
@@ -424,8 +455,11 @@ class VAE(NNsight):
         return twin
 
 
-def _rebuilt(kind: type[VAE], model: nn.Module, adapter: Adapter, shape: tuple[int, ...] | None) -> VAE:
-    return kind(model, adapter, example=None if shape is None else probe.zeros_like_input(model, shape))
+def _rebuilt(
+    kind: type[VAE], model: nn.Module, adapter: Adapter, shape: tuple[int, ...] | None, given: tuple[Tensor, ...]
+) -> VAE:
+    example = None if shape is None else probe.zeros_like_input(model, shape)
+    return kind(model, adapter, example=example, given=given)
 
 
 def _warn_of_batch_statistics(module: nn.Module) -> None:

@@ -32,20 +32,26 @@ class Latent(nn.Module):
 
 
 class Wrapped(nn.Module):
-    """The user's model beside the taps; `forward` is encode, sample, decode as the adapter reads them."""
+    """The user's model beside the taps; `forward` is encode, sample, decode as the adapter reads them.
 
-    def __init__(self, model: nn.Module, adapter: Adapter) -> None:
+    Args:
+        model: the user's own.
+        adapter: how it is read.
+        given: conditions of a conditional VAE, one row each, for the runs that are passed none.
+    """
+
+    def __init__(self, model: nn.Module, adapter: Adapter, given: tuple[Tensor, ...] = ()) -> None:
         super().__init__()
         self.tap_input = Tap()
         self.model = model
         self.latent = Latent()
         self.tap_output = Tap()
-        self.adapter = adapter
+        self.adapter, self.given = adapter, given
         self.law: type[Posterior] = Posterior  # the family of the posterior, as the adapter last stated it
 
-    def encode(self, x: Float[Tensor, "n *image"]) -> Posterior:
+    def encode(self, x: Float[Tensor, "n *image"], *given: Tensor) -> Posterior:
         """The posterior of `x`, through the taps."""
-        stated = self.adapter.encode(self.model, self.tap_input(x))
+        stated = self.adapter.encode(self.model, self.tap_input(x), *self.conditions(given, len(x)))
         if (law := type(stated) if isinstance(stated, Posterior) else Posterior) is not self.law:
             self.law = law
         mu, logvar = stated
@@ -61,15 +67,22 @@ class Wrapped(nn.Module):
             )
         return posterior.rsample(self.latent.eps(eps))
 
-    def decode(self, z: Float[Tensor, "n *latent"]) -> Float[Tensor, "rows *image"]:
+    def decode(self, z: Float[Tensor, "n *latent"], *given: Tensor) -> Float[Tensor, "rows *image"]:
         """The reconstruction of `z`, through the taps."""
-        return self.tap_output(self.adapter.decode(self.model, self.latent.z(z)))
+        z = self.latent.z(z)
+        return self.tap_output(self.adapter.decode(self.model, z, *self.conditions(given, len(z))))
+
+    def conditions(self, given: tuple[Tensor, ...], rows: int) -> tuple[Tensor, ...]:
+        """Conditions of a run with so many rows: its own, or else those of the VAE."""
+        return given or tuple(one.expand(rows, *one.shape[1:]) for one in self.given)
 
     def decode_posterior(self, mu: Tensor, logvar: Tensor, eps: Tensor) -> Float[Tensor, "rows *image"]:
         """Everything from the posterior on: all latent taps fire, the encoder does not run."""
         posterior = self.law(self.latent.mu(mu), self.latent.logvar(logvar))
         return self.decode(self.sample(posterior, eps))
 
-    def forward(self, x: Tensor, *, eps: Tensor | None = None, sample: bool = False) -> Float[Tensor, "n *image"]:
+    def forward(
+        self, x: Tensor, *given: Tensor, eps: Tensor | None = None, sample: bool = False
+    ) -> Float[Tensor, "n *image"]:
         """The reconstruction of `x`: at the posterior mean, at `mu + sd * eps`, or at a fresh draw (`sample=True`)."""
-        return self.decode(self.sample(self.encode(x), eps, draw=sample))
+        return self.decode(self.sample(self.encode(x, *given), eps, draw=sample), *given)

@@ -233,6 +233,7 @@ def test_empirical_p_values_by_hand():
     assert two_sided(np.array([0.0]), drawn)[0] == 2 / 5
     assert two_sided(np.array([2.5]), drawn)[0] == 1.0
     assert at_least(np.array([0.1 + 0.2]), np.full((4, 1), 0.3))[0] == 1.0  # equal but for rounding
+    assert at_least(np.zeros(1), np.zeros((4, 1)))[0] == 1.0
 
 
 NULLS = {"degree": degree_null, "density": density_null, "sign": sign_null}

@@ -21,7 +21,6 @@ from nnsight_vae.stats.significance import benjamini_hochberg
 if TYPE_CHECKING:
     import pandas as pd
 
-_KEPT_BY_DEGREES = ("fan-in", "fan-out", "chain")
 _MEANING = {
     "degree": "edges are dealt out anew within each layer pair, every unit keeps its number of them",
     "density": "edges are put anywhere within their layer pair, each keeps its number of them",
@@ -193,20 +192,18 @@ def motifs(
     cells = [cell for kind in KINDS for cell in observed if cell[0] == kind]
     wholes = {kind: [cell for cell in cells if cell[0] == kind] for kind in KINDS}
     counted = ((totals, 1), (observed, 1), (drawn, n_null))
-    rows = [_motif(kind, "", null, *(_sum(counts, wholes[kind], n) for counts, n in counted)) for kind in KINDS]
+    rows = [_motif(kind, "", *(_sum(counts, wholes[kind], n) for counts, n in counted)) for kind in KINDS]
     places = [
-        _motif(
-            kind, place(kind, tuple(columns.names[i] for i in at)), null, *(counts[kind, at] for counts, _ in counted)
-        )
+        _motif(kind, place(kind, tuple(columns.names[i] for i in at)), *(counts[kind, at] for counts, _ in counted))
         for kind, at in cells
     ]
     return Motifs(_adjusted(rows), _adjusted(places), null, n_null, q, readout)
 
 
-def _motif(kind: Kind, where: str, null: Null, total: np.ndarray, observed: np.ndarray, drawn: np.ndarray) -> Motif:
+def _motif(kind: Kind, where: str, total: np.ndarray, observed: np.ndarray, drawn: np.ndarray) -> Motif:
     low, high = np.quantile(drawn, [0.025, 0.975])
     p, reason = float(two_sided(observed, drawn[:, None])[0]), ""
-    if (null == "degree" and kind in _KEPT_BY_DEGREES) or (drawn == observed).all():
+    if (drawn == observed).all():
         reason = "constant under this null"
     if kind == "feed-forward" and not total and not drawn.any():
         reason = "no edge skips a layer beside a path"

@@ -158,7 +158,7 @@ def test_a_rival_has_the_circuits_edges_per_cut_and_starts_every_edge_where_it_h
     assert (rival != circuit).any()
     arrived = {"factor:f"}
     for cut in range(len(sets.cuts)):
-        mine, theirs = (np.flatnonzero(which & (sets.cut_of == cut)) for which in (circuit, rival))
+        theirs = np.flatnonzero(rival & (sets.cut_of == cut))
         open_ = {i for i in np.flatnonzero(sets.cut_of == cut) if sets.edges[i][0] in arrived}
         assert set(theirs) <= open_ or open_ <= set(theirs)  # edges from elsewhere only once these are used up
         arrived |= {sets.edges[i][1] for i in theirs}

@@ -15,13 +15,14 @@ from torch import nn
 from vaes import ConvVAE, images, seeded
 
 import nnsight_vae as nv
-from nnsight_vae.circuits import Faithfulness, faithfulness, knockouts, score_edges
+from nnsight_vae.circuits import Faithfulness, faithfulness, knocked_out, knockouts, score_edges
 from nnsight_vae.circuits.curves import checked_sizes, curve_areas, sizes_for
 from nnsight_vae.circuits.edge_sets import EdgeSets
 from nnsight_vae.circuits.generative import generative_scores
 from nnsight_vae.errors import CircuitError, DataError
 from nnsight_vae.pairs import Pairs
 from nnsight_vae.readouts import Latents, Pixels
+from nnsight_vae.stats.intervals import bootstrap_ratio_interval
 
 PIXEL = Pixels((4,))["pixel[0]"]
 
@@ -236,7 +237,7 @@ class Additive(nn.Module):
             for parameter in self.parameters():
                 parameter.zero_()
             self.fc_mu.weight.copy_(torch.eye(4))
-            self.out.weight[0] = torch.tensor([4.0, 3.0, 2.0, 1.0])
+            self.out.weight[0] = torch.tensor([4.0, 1.0, 3.0, 2.0])
 
     def encode(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self.fc_mu(x), self.fc_logvar(x)
@@ -262,7 +263,7 @@ def test_the_curve_rises_line_by_line_to_the_whole_of_an_additive_model() -> Non
     result = faithfulness(vae, strong, pairs, PIXEL, scores=scores, sizes=range(1, n))
     f = [values["pixel[0]"] for _, values in result.curve]
     assert [size for size, _ in result.curve] == list(range(1, n + 1))
-    assert f[3] == pytest.approx(0.4, rel=1e-5)
+    assert (f[2], f[3]) == (0.0, pytest.approx(0.4, rel=1e-5))
     assert f == sorted(f)
     assert sorted({round(value, 4) for value in f}) == [
         0.0,
@@ -292,6 +293,16 @@ def test_an_undefined_score_says_why_and_so_do_areas_without_a_ranking(wired, tr
         result.plot()
 
 
+def test_a_target_that_nothing_changes_is_undefined_beside_one_that_is(wired, true_circuit) -> None:
+    vae, pairs, _ = wired
+    both = Pixels((4,))[["pixel[0]", "pixel[3]"]]
+    result = faithfulness(vae, true_circuit, pairs, both, scores=score_edges(vae, pairs, both))
+    assert result.cpr["pixel[0]"].value > 0
+    assert result.cpr["pixel[3]"].value is None
+    assert "contains 0" in result.cpr["pixel[3]"].reason
+    assert {values["pixel[3]"] for _, values in result.curve} == {None}
+
+
 # ---------------------------------------------------------------------------------- areas
 def test_areas_equal_their_integrals_by_hand() -> None:
     total = np.full((1, 6), 2.0)
@@ -318,6 +329,18 @@ def test_intervals_of_areas_resample_clusters_and_keep_targets_apart() -> None:
     assert (width > 2 * too_narrow).all()
     expected = 2 * 1.96 * noise[::10].std() / 20**0.5 / 2  # CPR moves by half of what f(1) does
     assert width[0] == pytest.approx(expected, rel=0.2)
+
+
+def test_the_interval_of_an_area_is_that_of_the_ratio_of_means_it_is() -> None:
+    rng = np.random.default_rng(1)
+    groups = np.arange(30) // 3
+    total = 2 + rng.exponential(size=(2, 30))
+    effects = np.stack([total * rng.random((2, 30)), total])
+    found = curve_areas(effects, total, (1, 4), groups, n_boot=300, seed=5)["cpr"]
+    area = effects[0] / 2 + 3 * total / 8  # trapezoids over 0, 1/4, 1: linear in the effects
+    expected = bootstrap_ratio_interval(area, total, groups, n_boot=300, seed=5)
+    np.testing.assert_allclose([found.low, found.high], expected, rtol=1e-10)
+    np.testing.assert_allclose(found.value, area.mean(axis=1) / total.mean(axis=1), rtol=1e-10)
 
 
 def test_sizes_grow_and_are_checked() -> None:
@@ -397,7 +420,8 @@ def test_what_a_circuit_leaves_unexplained_of_the_latent_in_closed_form(wired, t
 
 
 # ---------------------------------------------------------------------------------- knock-outs
-def test_a_backup_that_speaks_only_where_the_circuit_is_silent_shows_in_the_completeness_gap() -> None:
+def backed_up() -> nn.Module:
+    """Input 0 reaches output 0 through enc[0]; enc[1] takes over where enc[0] is silent."""
     model = WiredVAE()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -406,7 +430,11 @@ def test_a_backup_that_speaks_only_where_the_circuit_is_silent_shows_in_the_comp
         model.fc_mu.weight[0, 0], model.fc_mu.weight[1, 0], model.fc_mu.weight[1, 1] = 1.0, -1.0, 1.0
         model.dec.weight[0, 0] = model.dec.weight[1, 1] = 1.0  # dec[1] = relu(enc[1] - enc[0])
         model.out.weight[0, 0] = model.out.weight[0, 1] = 1.0
-    vae, pairs = nv.VAE(model), wired_pairs()
+    return model
+
+
+def test_a_backup_that_speaks_only_where_the_circuit_is_silent_shows_in_the_completeness_gap() -> None:
+    vae, pairs = nv.VAE(backed_up()), wired_pairs()
     path = ["factor:f", "input[0]", "enc[0]", "latent.z[0]", "dec[0]", "output[0]", "readout:pixel[0]"]
     circuit = nx.DiGraph(list(itertools.pairwise(path)))
     found = knockouts(vae, circuit, pairs, PIXEL, subsets=20)
@@ -417,6 +445,29 @@ def test_a_backup_that_speaks_only_where_the_circuit_is_silent_shows_in_the_comp
     assert found.gaps.max() == pytest.approx(total, rel=1e-4)  # without input[0] -> enc[0] the backup takes over
     assert found.knocked_out[:2].tolist() == [0, 6]
     assert (len(found.gaps), found.defined) == (22, (True,))
+
+
+def test_a_part_is_put_back_where_the_context_lacks_it(monkeypatch) -> None:
+    vae, pairs = nv.VAE(backed_up()), wired_pairs()
+    primary, backup = "input[0] -> enc[0]", "input[0] -> enc[1]"
+    path = ["input[0]", "enc[1]", "latent.z[1]", "dec[1]", "output[0]"]
+    both = [
+        *itertools.pairwise(
+            ["factor:f", "input[0]", "enc[0]", "latent.z[0]", "dec[0]", "output[0]", "readout:pixel[0]"]
+        )
+    ]
+    circuit = nx.DiGraph([*both, *itertools.pairwise(path), ("enc[0]", "latent.z[1]")])
+    alone = knockouts(vae, circuit, pairs, PIXEL, subsets=0, contexts=0)
+    worth = dict(zip(alone.parts, alone.worth[:, 0], strict=True))
+    assert worth[primary] == worth[backup] == pytest.approx(0.0, abs=1e-6)  # either does without the other
+    members = list(alone.parts)
+    context = np.array([name in (primary, backup) for name in members])
+    monkeypatch.setattr(knocked_out, "_draw", lambda rng, n, times: iter([context] * times))
+    found = knockouts(vae, circuit, pairs, PIXEL, subsets=0, contexts=1)
+    worth = dict(zip(found.parts, found.worth[:, 0], strict=True))
+    total = float((pairs.source - pairs.base)[:, 0].mean())
+    assert worth[primary] == pytest.approx(total, rel=1e-4)  # with the backup out it is worth all
+    assert worth[backup] == pytest.approx(total, rel=1e-4)
 
 
 def test_the_worth_of_a_part_is_its_largest_over_contexts(wired, true_circuit) -> None:

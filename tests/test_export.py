@@ -1,66 +1,53 @@
-"""Graph files: nothing lost on the way there and back, nothing half written, nothing foreign taken for ours."""
+"""Graph files: nothing lost on the way there and back, nothing half written, names and values that trip other writers."""
 
 import csv
-import itertools
 import json
 import math
 import os
 import re
+import shutil
+import subprocess
+import xml.etree.ElementTree as ET
 
 import networkx as nx
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from graphs import circuit
 from hypothesis import given, settings, strategies as st
 
 from nnsight_vae import CircuitError
 from nnsight_vae.circuits.export import export, read_circuit
-from nnsight_vae.circuits.layout import layered, short_label, strongest
+from nnsight_vae.circuits.style import LOWERS, RAISES
 
-EXACT = (".json", ".graphml")
-ALL = (*EXACT, ".gexf", ".dot", ".csv", ".cyjs", ".html", ".svg", ".png", ".pdf")
-
-
-def circuit():
-    """factor -> encoder -> latent -> decoder -> readout, with a skip edge and what real circuits carry."""
-    graph = nx.DiGraph(schema="nnsight-vae/circuit@1", method="ig", provenance={"seed": 0, "pairs": [1, 2]})
-    for layer, (node, kind, site, index) in enumerate(
-        [
-            ("factor:angle", "factor", None, None),
-            ("encoder.4[7]", "unit", "encoder.4", 7),
-            ("latent.z[3]", "unit", "latent.z", 3),
-            ("decoder.0[1]", "unit", "decoder.0", 1),
-            ("readout:angle", "readout", None, None),
-        ]
-    ):
-        graph.add_node(node, kind=kind, site=site, index=index, layer=layer, effect=0.5 - layer / 3)
-    nodes = list(graph)
-    for source, target in [*itertools.pairwise(nodes), (nodes[1], nodes[3])]:
-        graph.add_edge(source, target, effect=-0.25, ci_low=-0.5, ci_high=0.1, estimand="PNIE", p=np.float32(0.01))
-    graph.edges[nodes[0], nodes[1]].update(effect=1.5, ci_low=1.0, ci_high=2.0, q=None)
-    return graph
+EXACT = (".json", ".graphml", ".gexf", ".cyjs", ".dot", ".csv")
+CLEAN_NAMES = (".graphml", ".gexf", ".dot", ".csv")
+ALL = (*EXACT, ".html", ".svg", ".png", ".pdf")
 
 
-def same(a, b):
+def same(a, b, ordered=True):
     """Equal and of the same kind, NaN being equal to itself, inside containers too."""
     if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
         return type(a) is type(b) and a.dtype == b.dtype and np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
     if type(a) is not type(b):
         return False
     if isinstance(a, dict):
-        return list(a) == list(b) and all(same(a[key], b[key]) for key in a)
+        keys = list(a) == list(b) if ordered else set(a) == set(b)
+        return keys and all(same(a[key], b[key]) for key in a)
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
     return a == b or (isinstance(a, float) and math.isnan(a) and math.isnan(b))
 
 
-def same_graph(a, b):
+def same_graph(a, b, ordered=True):
+    """Of nodes, edges, attributes and their order; a .csv does not keep the order of an edge's attributes."""
     return (
         same(dict(a.graph), dict(b.graph))
         and list(a) == list(b)
         and list(a.edges) == list(b.edges)
         and all(same(dict(a.nodes[node]), dict(b.nodes[node])) for node in a)
-        and all(same(dict(a.edges[edge]), dict(b.edges[edge])) for edge in a.edges)
+        and all(same(dict(a.edges[edge]), dict(b.edges[edge]), ordered) for edge in a.edges)
     )
 
 
@@ -105,7 +92,7 @@ def test_every_kind_of_attribute_comes_back_exactly(tmp_path, suffix, name):
     plain = graph.copy()
     for edge in plain.edges:
         plain.edges[edge]["p"] = float(plain.edges[edge]["p"])
-    assert same_graph(read_circuit(export(graph, tmp_path / f"c{suffix}")), plain)
+    assert same_graph(read_circuit(export(graph, tmp_path / f"c{suffix}")), plain, ordered=suffix != ".csv")
 
 
 @pytest.mark.parametrize("suffix", EXACT)
@@ -131,6 +118,7 @@ def test_scalars_of_numpy_and_torch_come_back_as_python_numbers_of_equal_value(t
     assert same(again.edges["a", "b"]["value"], expected)
 
 
+RESERVED = ("id", "source", "target", "schema")
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: (
@@ -143,12 +131,29 @@ values = st.recursive(
 
 
 @pytest.mark.parametrize("suffix", EXACT)
-@settings(max_examples=60, deadline=None)
-@given(first=values, second=values)
-def test_any_nesting_of_plain_values_round_trips(tmp_path_factory, suffix, first, second):
-    graph = nx.DiGraph()
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(first=values, second=values, whole=values)
+def test_any_nesting_of_plain_values_round_trips(tmp_path_factory, suffix, first, second, whole):
+    graph = nx.DiGraph(value=whole)
     graph.add_node("a", value=first)
     graph.add_node("b", value=second)
+    graph.add_edge("a", "b", value=first, other=second)
+    graph.add_edge("b", "a", value=second)
+    path = tmp_path_factory.mktemp("files") / f"c{suffix}"
+    assert same_graph(read_circuit(export(graph, path)), graph)
+
+
+names = st.text(st.characters(exclude_categories=["Cc", "Cs", "Cn"]), min_size=1)
+
+
+@pytest.mark.parametrize("suffix", EXACT)
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(ids=st.lists(names, min_size=2, max_size=3, unique=True), attribute=names.filter(lambda n: n not in RESERVED))
+def test_any_names_of_nodes_and_attributes_round_trip(tmp_path_factory, suffix, ids, attribute):
+    graph = nx.DiGraph()
+    graph.add_nodes_from((node, {attribute: 1}) for node in ids)
+    graph.add_edge(ids[0], ids[1])
+    graph.edges[ids[0], ids[1]][attribute] = "text"
     path = tmp_path_factory.mktemp("files") / f"c{suffix}"
     assert same_graph(read_circuit(export(graph, path)), graph)
 
@@ -163,14 +168,47 @@ def test_a_factor_graph_goes_through_the_same_door_even_when_cyclic(tmp_path, su
     assert type(again) is nx.DiGraph
 
 
-def test_networkx_reads_both_formats_without_us(tmp_path):
+def test_networkx_reads_the_formats_it_knows_without_us(tmp_path):
     graph = circuit()
     data = json.loads(export(graph, tmp_path / "c.json").read_text())
-    for again in (nx.node_link_graph(data, edges="edges"), nx.read_graphml(export(graph, tmp_path / "c.graphml"))):
+    for again in (
+        nx.node_link_graph(data, edges="edges"),
+        nx.read_graphml(export(graph, tmp_path / "c.graphml")),
+        nx.read_gexf(export(graph, tmp_path / "c.gexf")),
+    ):
         assert set(again.edges) == set(graph.edges)
         assert again.edges["factor:angle", "encoder.4[7]"]["effect"] == 1.5
         assert again.nodes["latent.z[3]"]["index"] == 3
-        assert again.graph["schema"] == "nnsight-vae/circuit@1"
+    assert nx.read_graphml(tmp_path / "c.graphml").graph["schema"] == "nnsight-vae/circuit@1"
+
+
+def test_gexf_is_drawn_positive_weights_thickness_and_columns_left_to_right(tmp_path):
+    again = nx.read_gexf(export(circuit(), tmp_path / "c.gexf"))
+    assert again.edges["latent.z[3]", "decoder.0[1]"]["weight"] == 0.25
+    viz = {node: data["viz"] for node, data in again.nodes(data=True)}
+    x = [viz[node]["position"]["x"] for node in circuit()]
+    assert x == sorted(set(x))
+    space = "{http://www.gexf.net/1.2draft"
+    strong, weak = list(ET.parse(tmp_path / "c.gexf").iter(space + "}edge"))[:2]
+    assert float(strong.find(space + "/viz}thickness").get("value")) == 4.5
+    assert float(weak.find(space + "/viz}thickness").get("value")) == pytest.approx(0.5 + 4 / 6, abs=1e-3)
+    for edge, colour in ((strong, RAISES), (weak, LOWERS)):
+        found = edge.find(space + "/viz}color")
+        assert bytes(int(found.get(name)) for name in "rgb").hex() == colour[1:]
+
+
+@pytest.mark.parametrize("suffix", EXACT)
+def test_provenance_is_inside_every_format(tmp_path, suffix):
+    again = read_circuit(export(circuit(), tmp_path / f"c{suffix}"))
+    assert again.graph["provenance"] == {"seed": 0, "pairs": [1, 2]}
+    assert again.graph["method"] == "ig"
+
+
+@pytest.mark.parametrize("suffix", EXACT)
+def test_what_was_read_is_written_as_the_same_bytes(tmp_path, suffix):
+    first = export(circuit(), tmp_path / f"a{suffix}")
+    second = export(read_circuit(first), tmp_path / f"b{suffix}")
+    assert first.read_bytes() == second.read_bytes()
 
 
 def test_graphml_columns_are_typed_and_unmixed(tmp_path):
@@ -200,9 +238,11 @@ def test_awkward_names_and_values_do_not_break_a_view(tmp_path, suffix):
     graph.nodes["latent.z[3]"].update(label='$x$ "quoted" \\ <b>&', type="t", viz="v", weight=2, name="n")
     graph.edges["latent.z[3]", "decoder.0[1]"].update(effect=None, type="t", label="l", note="\x07</script>")
     path = export(graph, tmp_path / f"c{suffix}")
-    if suffix == ".html":
-        assert path.read_text().count("</script>") == 2  # the data and the program: nothing else ends one
-        assert "<script>alert" not in path.read_text()
+    if suffix in EXACT:
+        graph.edges["factor:angle", "encoder.4[7]"]["p"] = float(np.float32(0.01))
+        again = read_circuit(path)
+        assert again.nodes["latent.z[3]"] == graph.nodes["latent.z[3]"]
+        assert again.edges["latent.z[3]", "decoder.0[1]"] == graph.edges["latent.z[3]", "decoder.0[1]"]
     if suffix == ".gexf":
         assert set(nx.read_gexf(path).edges) == set(graph.edges)
 
@@ -211,7 +251,18 @@ def test_dot_quotes_every_name(tmp_path):
     graph = nx.DiGraph([('factor:a"b', "encoder.4[7]\\")])
     text = export(graph, tmp_path / "c.dot").read_text()
     assert '"factor:a\\"b" -> "encoder.4[7]\\\\"' in text
-    assert text.count("{") == text.count("}")
+    assert set(read_circuit(tmp_path / "c.dot").edges) == set(graph.edges)
+
+
+@pytest.mark.skipif(not shutil.which("dot"), reason="Graphviz is not installed")
+def test_dot_that_graphviz_laid_out_and_wrote_is_read_back(tmp_path):
+    path = export(circuit(), tmp_path / "c.dot")
+    laid_out = subprocess.run(["dot", "-Tdot", str(path)], capture_output=True, check=True).stdout
+    (tmp_path / "again.dot").write_bytes(laid_out)
+    again, graph = read_circuit(tmp_path / "again.dot"), read_circuit(path)
+    assert dict(again.nodes) == dict(graph.nodes)
+    assert dict(again.edges) == dict(graph.edges)
+    assert again.graph == graph.graph
 
 
 def test_csv_is_an_edge_list_with_empty_cells_for_missing_values(tmp_path):
@@ -220,7 +271,18 @@ def test_csv_is_an_edge_list_with_empty_cells_for_missing_values(tmp_path):
     assert len(rows) == 5
     assert rows[0]["source"] == "factor:angle"
     assert float(rows[0]["effect"]) == 1.5
-    assert rows[0]["q"] == ""
+    assert rows[0]["q"] == "null"
+    assert rows[1]["q"] == ""
+    frame = pd.read_csv(tmp_path / "c.csv")
+    assert frame["effect"].dtype == float
+    assert frame["q"].isna().all()
+
+
+def test_a_csv_needs_the_nodes_that_were_written_beside_it(tmp_path):
+    path = export(circuit(), tmp_path / "c.csv")
+    (tmp_path / "c.nodes.json").unlink()
+    with pytest.raises(CircuitError, match=r"nodes were written to c\.nodes\.json"):
+        read_circuit(path)
 
 
 def test_cyjs_keeps_ids_and_ends(tmp_path):
@@ -228,29 +290,6 @@ def test_cyjs_keeps_ids_and_ends(tmp_path):
     ids = {node["data"]["id"] for node in elements["nodes"]}
     assert ids == set(circuit())
     assert all({edge["data"]["source"], edge["data"]["target"]} <= ids for edge in elements["edges"])
-
-
-def test_the_page_draws_every_node_and_edge_and_asks_the_network_for_nothing(tmp_path):
-    text = export(circuit(), tmp_path / "c.html").read_text()
-    assert text.count('class="edge"') == 5
-    assert text.count('class="node"') == 5
-    assert not re.search(r"https?://|src=|@import|url\(", text)
-    data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.S).group(1))
-    assert {node["name"] for node in data["nodes"]} == set(circuit())
-    sizes = {edge["name"]: edge["size"] for edge in data["edges"]}
-    assert sizes["factor:angle → encoder.4[7]"] == 1.5
-    for edge in data["edges"]:
-        assert edge["name"] == " → ".join(data["nodes"][end]["name"] for end in edge["ends"])
-
-
-def test_a_dense_page_opens_with_its_200_strongest_edges(tmp_path):
-    graph = nx.DiGraph()
-    for i in range(20):
-        for j in range(20):
-            graph.add_edge(f"a[{i}]", f"b[{j}]", effect=(20 * i + j + 1) / 400)
-    text = export(graph, tmp_path / "c.html").read_text()
-    start = int(re.search(r'max="200" value="(\d+)"', text).group(1))
-    assert sum(data["effect"] >= start / 200 for *_, data in graph.edges(data=True)) == pytest.approx(200, abs=2)
 
 
 @pytest.mark.parametrize(
@@ -281,18 +320,22 @@ def test_reserved_attribute_names_are_refused(tmp_path):
         export(graph, tmp_path / "c.json")
 
 
-def test_a_name_xml_cannot_hold_is_refused_by_graphml_and_kept_by_json(tmp_path):
-    graph = nx.DiGraph([("a\x00", "b")])
+@pytest.mark.parametrize("suffix", CLEAN_NAMES)
+@pytest.mark.parametrize("where", ["node", "attribute"])
+def test_a_name_a_format_cannot_hold_is_refused_by_it_and_kept_by_json(tmp_path, suffix, where):
+    graph = nx.DiGraph([("a\x00" if where == "node" else "a", "b")])
+    graph.nodes["b"].update({"c\r": 1} if where == "attribute" else {})
     with pytest.raises(CircuitError, match=r"write \.json instead"):
-        export(graph, tmp_path / "c.graphml")
+        export(graph, tmp_path / f"c{suffix}")
+    assert not list(tmp_path.iterdir())
     assert same_graph(read_circuit(export(graph, tmp_path / "c.json")), graph)
 
 
 def test_an_unknown_suffix_names_the_known_ones(tmp_path):
     with pytest.raises(CircuitError, match=r"\.json, \.graphml, \.gexf, \.dot, \.csv, \.cyjs, \.html"):
         export(circuit(), tmp_path / "c.gml")
-    with pytest.raises(CircuitError, match=r"\.json and \.graphml"):
-        read_circuit(tmp_path / "c.csv")
+    with pytest.raises(CircuitError, match=r"\.json, \.graphml, \.gexf, \.cyjs, \.dot, \.csv files only"):
+        read_circuit(tmp_path / "c.svg")
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
@@ -321,120 +364,3 @@ def test_a_link_is_written_through_and_stays_a_link(tmp_path):
     export(circuit(), link)
     assert link.is_symlink()
     assert same_graph(read_circuit(real), read_circuit(link))
-
-
-NODE_LINK = {"directed": True, "multigraph": False, "graph": {}, "nodes": [], "edges": []}
-CIRCUIT = {"schema": "nnsight-vae/circuit@1"}
-TWO = [{"id": "a"}, {"id": "b"}]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("{", "damaged"),
-        ("[]", "damaged"),
-        ("{}", "damaged"),
-        (json.dumps(NODE_LINK), "has no schema"),
-        (json.dumps(NODE_LINK | {"graph": {"schema": "nnsight-vae/circuit@9"}}), "circuit@9.*reads"),
-        (json.dumps(NODE_LINK | {"graph": CIRCUIT, "directed": False}), "not a simple directed graph"),
-        (json.dumps(NODE_LINK | {"graph": CIRCUIT, "nodes": [{"id": 1}]}), "not text"),
-        (json.dumps(NODE_LINK | {"graph": CIRCUIT, "nodes": [{"id": "a"}] * 2}), "repeated"),
-        (json.dumps(NODE_LINK | {"graph": CIRCUIT, "nodes": ["a"]}), "damaged"),
-        (
-            json.dumps(NODE_LINK | {"graph": CIRCUIT, "edges": [{"source": "a", "target": "b"}]}),
-            "an end that is no node",
-        ),
-        (json.dumps(NODE_LINK | {"graph": CIRCUIT | {"x": {"$array": [], "dtype": "O", "shape": [0]}}}), "not read"),
-        (
-            json.dumps(
-                NODE_LINK
-                | {
-                    "graph": CIRCUIT,
-                    "nodes": TWO,
-                    "edges": [{"source": "a", "target": "b"}, {"source": "b", "target": "a"}],
-                }
-            ),
-            "cycle",
-        ),
-        (
-            json.dumps(NODE_LINK | {"graph": CIRCUIT, "nodes": TWO, "edges": [{"source": "a", "target": "b"}] * 2}),
-            "repeated",
-        ),
-        ("[" * 100_000, "damaged"),
-    ],
-)
-def test_json_that_is_no_circuit_of_ours_is_refused(tmp_path, content, message):
-    path = tmp_path / "c.json"
-    path.write_text(content)
-    with pytest.raises(CircuitError, match=message):
-        read_circuit(path)
-
-
-@pytest.mark.parametrize("change", ["cut", "undirected", "foreign", "doctype", "bytes"])
-def test_graphml_that_is_no_circuit_of_ours_is_refused(tmp_path, change):
-    path = export(circuit(), tmp_path / "c.graphml")
-    text = path.read_text()
-    if change == "foreign":
-        nx.write_graphml(nx.DiGraph([("a", "b")]), path)
-    elif change == "bytes":
-        path.write_bytes(b"\xff\xfe\x00")
-    else:
-        path.write_text(
-            {
-                "cut": text[: len(text) // 2],
-                "undirected": text.replace('"directed"', '"undirected"'),
-                "doctype": text.replace("<graphml", '<!DOCTYPE x [<!ENTITY a "b">]><graphml', 1),
-            }[change]
-        )
-    with pytest.raises(CircuitError, match=re.escape(str(path))):
-        read_circuit(path)
-
-
-@pytest.mark.parametrize("name", ["missing.json", "folder.json"])
-def test_an_unreadable_file_is_a_clear_error(tmp_path, name):
-    (tmp_path / "folder.json").mkdir()
-    with pytest.raises(CircuitError, match=f"Cannot read .*{name}"):
-        read_circuit(tmp_path / name)
-
-
-def test_layout_puts_layers_in_columns_and_long_edges_around_what_lies_between():
-    layout = layered(circuit())
-    assert layout.columns == [[node] for node in circuit()]
-    ((column, row),) = layout.routes["encoder.4[7]", "decoder.0[1]"]
-    assert column == layout.positions["latent.z[3]"][0]
-    assert abs(row - layout.positions["latent.z[3]"][1]) >= 0.6 - 1e-9
-
-
-def test_layout_undoes_needless_crossings_and_keeps_nodes_apart():
-    graph = nx.DiGraph()
-    graph.add_nodes_from("abc", layer=0)
-    graph.add_nodes_from("xyz", layer=1)
-    graph.add_edges_from([("a", "z"), ("b", "y"), ("c", "x")])
-    layout = layered(graph)
-    left, right = layout.columns
-    assert [next(iter(graph.successors(node))) for node in left] == right
-    for column in layout.columns:
-        rows = [layout.positions[node][1] for node in column]
-        assert np.diff(rows).min() >= 1 - 1e-9
-
-
-def test_layout_without_layers_follows_the_edges_and_survives_cycles():
-    layout = layered(nx.DiGraph([("a", "b"), ("b", "c"), ("c", "b"), ("c", "d")]))
-    assert [sorted(column) for column in layout.columns] == [["a"], ["b", "c"], ["d"]]
-    assert layered(nx.DiGraph()).columns == []
-
-
-def test_the_strongest_nodes_are_kept_factors_and_readouts_first():
-    graph = circuit()
-    graph.add_node("latent.z[9]", kind="unit", layer=2)
-    graph.add_edge("factor:angle", "latent.z[9]", effect=9.0)
-    kept = strongest(graph, 3)
-    assert set(kept) == {"factor:angle", "readout:angle", "latent.z[9]"}
-    assert strongest(graph, 6) is graph
-
-
-def test_short_labels_drop_what_the_column_title_says():
-    graph = circuit()
-    labels = [short_label(node, data) for node, data in graph.nodes(data=True)]
-    assert labels == ["angle", "[7]", "[3]", "[1]", "angle"]
-    assert short_label("plain", {}) == "plain"

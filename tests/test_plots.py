@@ -15,7 +15,7 @@ from matplotlib.text import Text
 
 from nnsight_vae import CircuitError, DataError, plots
 from nnsight_vae.circuits.scene import scene
-from nnsight_vae.circuits.style import LOWERS, NEUTRAL, RAISES
+from nnsight_vae.circuits.style import FACTORS, LOWERS, NEUTRAL, RAISES
 from nnsight_vae.results.effects import Effects
 from nnsight_vae.results.mediation import Mediation
 
@@ -57,7 +57,53 @@ def test_circuit_draws_each_node_and_edge_once_with_sign_width_and_doubt():
     assert doubtful.get_linestyle() != up.get_linestyle()
     assert edges["factor:angle -> latent.z[1]"].get_linestyle() == up.get_linestyle() == down.get_linestyle()
     assert {"angle", "[0]", "[1]", "[2]", "factors", "latent.z", "readouts"} <= set(texts(axes))
-    assert legend(axes) == ["raises", "lowers", "interval covers 0", "widest: |effect| 3"]
+    assert legend(axes) == ["raises", "lowers", "interval covers 0", "|effect| 3", "0.3", "0.03"]
+
+
+def test_the_widths_in_the_legend_are_those_of_edges_of_that_size():
+    graph = nx.DiGraph()
+    graph.add_weighted_edges_from([("a", "b", 2.0), ("a", "c", 0.2), ("a", "d", -0.02)])
+    _, axes = plots.plot_circuit(graph)
+    widths = {name: edge.get_linewidth() for name, edge in drawn(axes, FancyArrowPatch).items()}
+    shown = {line.get_label(): line.get_linewidth() for line in axes.get_legend().legend_handles}
+    assert shown["|effect| 2"] == widths["a -> b"]
+    assert shown["0.2"] == widths["a -> c"]
+    assert shown["0.02"] == widths["a -> d"]
+
+
+def test_of_several_factors_an_edge_is_drawn_once_for_each_side_by_side_in_its_colour():
+    graph = nx.DiGraph(factors=["angle", "light"], circuits={"angle": {"method": "ig"}, "light": {}})
+    graph.add_edge("a", "b", effect=1.0, factors={"angle": 0.5, "light": -0.25})
+    graph.add_edge("a", "c", effect=1.0, factors={"light": 1.0})
+    _, axes = plots.plot_circuit(graph)
+    edges = [patch for patch in axes.patches if type(patch) is FancyArrowPatch]
+    found = sorted((e.get_label(), to_hex(e.get_edgecolor())) for e in edges)
+    assert found == sorted([("a -> b", FACTORS[0]), ("a -> b", FACTORS[1]), ("a -> c", FACTORS[1])])
+    angle, light = (
+        e for e in sorted(edges, key=lambda e: e.get_linewidth(), reverse=True) if e.get_label() == "a -> b"
+    )
+    apart = abs(angle.get_path().vertices[0, 1] - light.get_path().vertices[0, 1])
+    assert apart * 0.72 == pytest.approx((angle.get_linewidth() + light.get_linewidth()) / 2, rel=1e-6)
+    assert legend(axes)[:3] == ["angle", "light", "|share of the total effect| 1"]
+    assert axes.get_title(loc="left") == "Circuits of angle, light\nig"
+
+
+def test_a_circuit_with_many_edges_shows_the_most_prominent_and_says_how_many():
+    _, axes = plots.plot_circuit(circuit(20), max_edges=5)
+    edges = drawn(axes, FancyArrowPatch)
+    assert "factor:angle -> latent.z[19]" in edges
+    assert len(edges) == 40  # every node keeps its first edge on each side
+    graph = nx.DiGraph()
+    graph.add_weighted_edges_from((f"a{i}", f"b{j}", 1.0 + i + j) for i in range(6) for j in range(6))
+    _, axes = plots.plot_circuit(graph, max_edges=12)
+    assert f"{len(drawn(axes, FancyArrowPatch))} of 36 edges" in axes.get_title(loc="left")
+    assert len(drawn(axes, FancyArrowPatch)) < 36
+
+
+def test_a_wide_circuit_still_fits_a_page():
+    graph = nx.path_graph(16, nx.DiGraph)
+    figure, _ = plots.plot_circuit(nx.relabel_nodes(graph, {i: f"unit {i}" for i in range(16)}))
+    assert figure.get_size_inches()[0] < 20
 
 
 def test_circuit_columns_run_left_to_right_by_layer():

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import networkx as nx
 
 from nnsight_vae._canvas import faint_text, new_figure, signed
 from nnsight_vae.causal.graphs import Kind, compare
-from nnsight_vae.circuits.layout import strength, strongest
-from nnsight_vae.circuits.scene import BOX_HEIGHT, Box, Curve, Scene, scene
-from nnsight_vae.circuits.style import FAINT, INK, LOWERS, NEUTRAL, RAISES, edge_colour
+from nnsight_vae.circuits.heading import heading
+from nnsight_vae.circuits.prominence import strength, strongest, without_weak_edges
+from nnsight_vae.circuits.scene import BOX_HEIGHT, Box, Curve, Scene, line_width, scene
+from nnsight_vae.circuits.style import FAINT, INK, LOWERS, NEUTRAL, RAISES, factor_colours
 from nnsight_vae.errors import CircuitError
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 _PIXELS_PER_INCH = 100
 _LEGEND = 34.0  # pixels below the drawing
+_POINTS = 0.72  # a pixel of 1/100 inch
+_DASHED = (0, (4, 2.5))
 
 # found, missed, extra and reversed edges differ in dash as well as in colour: they can be told apart in print
 _FOUND = {"edgecolor": INK, "linestyle": "-", "linewidth": 1.8}
@@ -28,39 +31,45 @@ _EXTRA = {"edgecolor": LOWERS, "linestyle": (0, (1, 1.4)), "linewidth": 2.0}
 _REVERSED = {"edgecolor": LOWERS, "linestyle": (0, (7, 2, 1.2, 2)), "linewidth": 2.0}
 
 
-def plot_circuit(circuit: nx.DiGraph, max_nodes: int = 60) -> tuple[Figure, Axes]:
-    """A circuit drawn left to right by layer: blue edges raise, orange edges lower, width is |effect|.
+def plot_circuit(circuit: nx.DiGraph, max_nodes: int = 60, max_edges: int = 200) -> tuple[Figure, Axes]:
+    """A circuit drawn left to right by layer: blue edges raise, orange edges lower, width is the root of |effect|.
 
-    An edge whose interval (`ci_low`, `ci_high`) covers 0 is dashed; one without a finite effect is grey.
+    An edge whose interval (`ci_low`, `ci_high`) covers 0 is dashed; one without a finite effect is grey. In the circuits of
+    several factors (`circuits.union`) colour is the factor and width the root of the share of its total effect.
 
     Args:
         circuit: node attributes `layer`, `kind`, `site`, `stage`; edge attribute `effect` (or `weight`). Nodes without
             `layer` are placed by longest path.
-        max_nodes: draw the nodes with the strongest edges only (factors and readouts first); the title says so.
+        max_nodes: draw the nodes with the strongest edges of their layers only (factors and readouts first); the title says so.
+        max_edges: likewise, but no node loses its strongest edges.
 
     Raises:
         CircuitError: no node, or not a directed graph.
     """
-    if not isinstance(circuit, nx.DiGraph) or not circuit or max_nodes < 1:
-        raise CircuitError(f"Nothing to draw: {circuit!r}, max_nodes={max_nodes}. Expected a DiGraph with nodes.")
-    shown = strongest(circuit, max_nodes)
+    if not isinstance(circuit, nx.DiGraph) or not circuit or max_nodes < 1 or max_edges < 0:
+        raise CircuitError(
+            f"Nothing to draw: {circuit!r}, max_nodes={max_nodes}, max_edges={max_edges}. Expected a DiGraph with nodes."
+        )
+    shown = without_weak_edges(strongest(circuit, max_nodes), max_edges)
     drawing = scene(shown)
     figure, axes = _page(drawing)
     for curve in drawing.curves:
-        look = {"edgecolor": edge_colour(curve.strength), "linewidth": 0.72 * curve.width}
-        look |= {"linestyle": (0, (4, 2.5)), "alpha": 0.6} if curve.uncertain else {"alpha": 0.85}
+        look = {"edgecolor": curve.colour, "linewidth": _POINTS * curve.width}
+        look |= {"linestyle": _DASHED, "alpha": 0.55} if curve.uncertain else {"alpha": 0.8}
         _curve(axes, curve, arrow=False, **look)
     _boxes(axes, drawing.boxes)
     for x, text in drawing.titles:
         faint_text(axes, x, 16.0, text, ha="center", va="center", weight="bold")
-    parts = [str(circuit.graph[name]) for name in ("estimand", "method") if circuit.graph.get(name)]
-    if len(shown) < len(circuit):
-        parts.append(
-            f"showing {len(shown)} of {len(circuit)} nodes, "
-            f"{shown.number_of_edges()} of {circuit.number_of_edges()} edges"
+    title, source = heading(circuit)
+    counts = ""
+    if (len(shown), shown.number_of_edges()) != (len(circuit), circuit.number_of_edges()):
+        counts = (
+            f"showing {len(shown)} of {len(circuit):,} nodes, "
+            f"{shown.number_of_edges()} of {circuit.number_of_edges():,} edges"
         )
-    axes.set_title(" · ".join(parts), loc="left", fontsize=9, color=INK, parse_math=False)
-    _legend(axes, _circuit_legend(drawing))
+    lines = [title, " · ".join(filter(None, (source, counts)))]
+    axes.set_title("\n".join(filter(None, lines)), loc="left", fontsize=9, color=INK, parse_math=False)
+    _legend(axes, _circuit_legend(drawing, factor_colours(circuit.graph)))
     return figure, axes
 
 
@@ -169,18 +178,23 @@ def _near_source(curve: Curve) -> tuple[float, float]:
     )
 
 
-def _circuit_legend(drawing: Scene) -> list[tuple[str, dict[str, Any]]]:
+def _circuit_legend(drawing: Scene, factors: Mapping[str, str]) -> list[tuple[str, dict[str, Any]]]:
     strengths = [curve.strength for curve in drawing.curves if curve.strength]
     entries: list[tuple[str, dict[str, Any]]] = []
-    if any(s > 0 for s in strengths):
+    for factor, colour in factors.items():
+        entries.append((factor, {"edgecolor": colour, "linewidth": 2.5}))
+    if not factors and any(s > 0 for s in strengths):
         entries.append(("raises", {"edgecolor": RAISES, "linewidth": 2.5}))
-    if any(s < 0 for s in strengths):
+    if not factors and any(s < 0 for s in strengths):
         entries.append(("lowers", {"edgecolor": LOWERS, "linewidth": 2.5}))
     if any(curve.uncertain for curve in drawing.curves):
-        entries.append(("interval covers 0", {"edgecolor": FAINT, "linewidth": 1.2, "linestyle": (0, (4, 2.5))}))
+        entries.append(("interval covers 0", {"edgecolor": FAINT, "linewidth": 1.2, "linestyle": _DASHED}))
     if strengths:
         widest = max(map(abs, strengths))
-        entries.append((f"widest: |effect| {widest:.2g}", {"edgecolor": FAINT, "linewidth": 3.6, "alpha": 0.5}))
+        what = "|share of the total effect|" if factors else "|effect|"
+        for part, name in ((1, f"{what} {widest:.2g}"), (10, f"{widest / 10:.2g}"), (100, f"{widest / 100:.2g}")):
+            width = _POINTS * line_width(widest / part, widest)
+            entries.append((name, {"edgecolor": FAINT, "linewidth": width, "alpha": 0.6}))
     return entries
 
 

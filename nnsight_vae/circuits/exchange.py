@@ -1,130 +1,133 @@
-"""Views of a graph for Gephi, Graphviz, Cytoscape and spreadsheets: readable there, not read back here."""
+"""Cytoscape JSON and spreadsheets: plain values where those tools look for them, and nothing lost on the way back."""
 
 from __future__ import annotations
 
 import csv as csv_module
 import io
 import json
-import re
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import networkx as nx
 
-from nnsight_vae.circuits.layout import layered, strength
-from nnsight_vae.circuits.records import Records, attribute_names
-from nnsight_vae.circuits.style import edge_colour, node_fill
+from nnsight_vae.circuits.layout import layered
+from nnsight_vae.circuits.records import Records, attribute_names, object_of
+from nnsight_vae.circuits.typed_columns import EXACT, is_clean, joined, require_clean_names
 
-_CONTROL = re.compile("[^\t\n\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-_GEXF_NAMES = {"label", "type", "weight", "viz", "start", "end", "pid", "parents", "slices", "spells", "id", "color"}
-
-
-def gexf(records: Records, graph: nx.DiGraph) -> bytes:
-    """GEXF with positions, colours and edge thickness, so that Gephi opens it drawn."""
-    layout = layered(graph)
-    thickest = max((abs(strength(data) or 0.0) for *_, data in graph.edges(data=True)), default=0.0) or 1.0
-    view = nx.DiGraph()
-    for node, attributes in records.nodes:
-        column, row = layout.positions[node]
-        look: dict[str, Any] = {
-            "position": {"x": 120.0 * column, "y": -40.0 * row, "z": 0.0},
-            "color": _rgb(node_fill(graph.nodes[node])),
-        }
-        view.add_node(_clean(node), label=_clean(node), viz=look, **_columns(attributes))
-    for source, target, attributes in records.edges:
-        value = strength(graph.edges[source, target])
-        look = {"color": _rgb(edge_colour(value)), "thickness": 0.5 + 4 * abs(value or 0.0) / thickest}
-        view.add_edge(_clean(source), _clean(target), viz=look, **_columns(attributes))
-    document = "\n".join(nx.generate_gexf(view)) + "\n"
-    return re.sub(r' lastmodifieddate="[^"]*"', "", document).encode()  # the same graph, the same bytes
-
-
-def dot(records: Records, graph: nx.DiGraph) -> bytes:
-    """Graphviz text: one rank per layer, attributes as tooltips; `dot -Tsvg` draws it."""
-    layout = layered(graph)
-    thickest = max((abs(strength(data) or 0.0) for *_, data in graph.edges(data=True)), default=0.0) or 1.0
-    lines = [
-        "digraph circuit {",
-        "  rankdir=LR; ranksep=1.2;",
-        '  node [shape=box, style="rounded,filled", fontname="Helvetica", color="#6b7280"];',
-    ]
-    attributes_of = dict(records.nodes)
-    for column in layout.columns:
-        lines.append("  {")
-        lines.append("    rank=same;")
-        for node in column:
-            fill, tip = node_fill(graph.nodes[node]), _lines(attributes_of[node])
-            lines.append(
-                f"    {_quoted(node)} [label={_quoted(node)}, fillcolor={_quoted(fill)}, tooltip={_quoted(tip)}];"
-            )
-        lines.append("  }")
-    for source, target, attributes in records.edges:
-        value = strength(graph.edges[source, target])
-        width = 0.5 + 4 * abs(value or 0.0) / thickest
-        lines.append(
-            f"  {_quoted(source)} -> {_quoted(target)} "
-            f"[color={_quoted(edge_colour(value))}, penwidth={width:.2f}, tooltip={_quoted(_lines(attributes))}];"
-        )
-    return ("\n".join([*lines, "}"]) + "\n").encode("utf-8", "backslashreplace")
-
-
-def csv(records: Records, graph: nx.DiGraph) -> bytes:
-    """The edge list: source, target and a column per edge attribute; empty where there is no value."""
-    names = attribute_names(attributes for *_, attributes in records.edges)
-    text = io.StringIO(newline="")
-    writer = csv_module.writer(text, lineterminator="\n")
-    writer.writerow(["source", "target", *names])
-    for source, target, attributes in records.edges:
-        cells = _columns(attributes, rename=False)
-        writer.writerow([source, target, *(cells.get(name, "") for name in names)])
-    return text.getvalue().encode("utf-8", "backslashreplace")
+# What Cytoscape and cytoscape.js take for their own
+_TAKEN = {"id", "name", "source", "target", "parent", "interaction", "selected", "shared name", "SUID", EXACT}
+_PLAIN = (bool, int, float, str)
 
 
 def cyjs(records: Records, graph: nx.DiGraph) -> bytes:
     """Cytoscape JSON (desktop and cytoscape.js), nodes in place."""
-    layout = layered(graph)
+    positions = layered(graph).positions
     nodes = [
         {
-            "data": {**attributes, "id": node, "name": attributes.get("name", node)},
-            "position": {"x": 160.0 * layout.positions[node][0], "y": 50.0 * layout.positions[node][1]},
+            "data": {**_cytoscape(attributes), "id": node, "name": node},
+            "position": {"x": 160.0 * positions[node][0], "y": 50.0 * positions[node][1]},
         }
         for node, attributes in records.nodes
     ]
     edges = [
-        {"data": {**attributes, "id": f"edge {i}", "source": source, "target": target}}
+        {"data": {**_cytoscape(attributes), "id": f"edge {i}", "source": source, "target": target}}
         for i, (source, target, attributes) in enumerate(records.edges)
     ]
-    data = {"data": records.graph, "elements": {"nodes": nodes, "edges": edges}}
+    data = {"data": _cytoscape(records.graph), "elements": {"nodes": nodes, "edges": edges}}
     return (json.dumps(data, indent=1, allow_nan=False) + "\n").encode()
 
 
-def _columns(attributes: Mapping[str, Any], rename: bool = True) -> dict[str, Any]:
-    """Attributes as numbers, booleans and clean text; None and NaN left out, the rest as JSON text."""
-    columns = {}
-    for name, value in attributes.items():
-        if value is None or (isinstance(value, dict) and "$float" in value):
-            continue
-        if isinstance(value, (list, dict)):
-            value = json.dumps(value, ensure_ascii=False)
-        if isinstance(value, str):
-            value = _clean(value)
-        columns[f"{name}_" if rename and name in _GEXF_NAMES else name] = value
-    return columns
+def read_cyjs(text: str) -> Records:
+    """The records of a text that `cyjs` made.
+
+    Raises:
+        ValueError: another text, and where it differs.
+    """
+    document = object_of(json.loads(text), "the file")
+    elements = object_of(document.get("elements"), "'elements'")
+    nodes = [(data.get("id"), _from_cytoscape(data)) for data in _data(elements, "nodes")]
+    edges = [(data.get("source"), data.get("target"), _from_cytoscape(data)) for data in _data(elements, "edges")]
+    return Records(_from_cytoscape(object_of(document.get("data"), "'data'")), nodes, edges)
 
 
-def _clean(text: str) -> str:
-    return _CONTROL.sub("\ufffd", text)
+def csv(records: Records) -> bytes:
+    """The edge list: source, target and a column per edge attribute, empty where an edge has no such attribute.
+
+    A cell holds a number, `true`, `false`, `null`, `NaN` or `Infinity`, a list or object as JSON, and else text as it is; text that
+    would read as one of those is quoted as JSON.
+
+    Raises:
+        CircuitError: a node id or attribute name with a control character.
+    """
+    require_clean_names(records)
+    names = attribute_names(attributes for *_, attributes in records.edges)
+    text = io.StringIO(newline="")
+    writer = csv_module.writer(text, lineterminator="\n")
+    writer.writerow(["source", "target", *map(_cell, names)])
+    for source, target, attributes in records.edges:
+        cells = [_cell(attributes[name]) if name in attributes else "" for name in names]
+        writer.writerow([source, target, *cells])
+    return text.getvalue().encode()
 
 
-def _lines(attributes: Mapping[str, Any]) -> str:
-    return "\n".join(f"{name}: {value}" for name, value in _columns(attributes, rename=False).items())
+def read_csv(text: str) -> list[tuple[str, str, dict[str, Any]]]:
+    """The edges of a text that `csv` made.
+
+    Raises:
+        ValueError: another text, and where it differs.
+    """
+    reader = csv_module.reader(io.StringIO(text, newline=""), strict=True)
+    header = next(reader, [])
+    if header[:2] != ["source", "target"]:
+        raise ValueError(f"line 1 begins with {header[:2]}; an edge list begins with the columns source, target")
+    names = [str(_value(name)) if name.startswith('"') else name for name in header[2:]]
+    edges = []
+    for row in reader:
+        if len(row) != len(header):
+            raise ValueError(f"line {reader.line_num} has {len(row)} cells and the header {len(header)}")
+        attributes = {name: _value(cell) for name, cell in zip(names, row[2:], strict=True) if cell}
+        edges.append((row[0], row[1], attributes))
+    return edges
 
 
-def _quoted(text: str) -> str:
-    escaped = _clean(text).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'"{escaped}"'
+def _cytoscape(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values by name, and what Cytoscape has no column for under `nnsight_vae`."""
+    shown = {name: value for name, value in attributes.items() if type(value) in _PLAIN and name not in _TAKEN}
+    if len(shown) == len(attributes):
+        return shown
+    exact = {name: value for name, value in attributes.items() if name not in shown}
+    return {**shown, EXACT: {"order": list(attributes), "values": exact}}
 
 
-def _rgb(colour: str) -> dict[str, Any]:
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return {"r": red, "g": green, "b": blue, "a": 1.0}
+def _from_cytoscape(data: Mapping[str, Any]) -> dict[str, Any]:
+    shown = {name: value for name, value in data.items() if name not in _TAKEN}
+    return joined(shown, object_of(data.get(EXACT, {}), f"{EXACT!r}"))
+
+
+def _data(elements: Mapping[str, Any], kind: str) -> list[dict[str, Any]]:
+    listed = elements.get(kind)
+    if not isinstance(listed, list):
+        raise ValueError(f"'elements' has no list of {kind}")
+    return [
+        object_of(object_of(each, f"{kind}[{i}]").get("data"), f"'data' of {kind}[{i}]")
+        for i, each in enumerate(listed)
+    ]
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, dict) and set(value) == {"$float"}:
+        value = float(value["$float"])
+    if not isinstance(value, str):
+        return json.dumps(value)
+    return value if value and is_clean(value) and _value(value) is value else json.dumps(value)
+
+
+def _value(cell: str) -> Any:
+    try:
+        value = json.loads(cell)
+    except (ValueError, RecursionError):
+        return cell
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"$float": repr(value)}
+    return value

@@ -2,38 +2,48 @@
 
 from __future__ import annotations
 
+import csv as csv_module
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import networkx as nx
 
 from nnsight_vae._files import write_atomically
-from nnsight_vae.circuits import exchange, graphml
-from nnsight_vae.circuits.attributes import decode
-from nnsight_vae.circuits.records import CIRCUIT_SCHEMA, PLAIN_SCHEMA, SCHEMAS, Records
-from nnsight_vae.errors import CircuitError, NnsightVaeError
+from nnsight_vae.circuits import dot, exchange, gexf, graphml
+from nnsight_vae.circuits.records import CIRCUIT_SCHEMA, SCHEMAS, Records, require_circuit
+from nnsight_vae.errors import CircuitError
 
 
-def export(graph: nx.DiGraph, path: str | os.PathLike[str]) -> Path:
+def export(
+    graph: nx.DiGraph,
+    path: str | os.PathLike[str],
+    *,
+    thumbnails: Mapping[str, Any] | None = None,
+) -> Path:
     """Write a circuit, or any directed graph such as a factor graph, in the format of the path's suffix.
 
-    `.json` (node-link, `networkx.node_link_graph(data, edges="edges")` reads it) and `.graphml` (Gephi, yEd,
-    Cytoscape, igraph) keep everything and are read back by `read_circuit`. The others are views: `.gexf` (Gephi),
-    `.dot` (Graphviz), `.cyjs` (Cytoscape), `.csv` (edge list; nodes without edges are not in it), `.html` (one
-    interactive page, works offline), `.svg`, `.png`, `.pdf` (the picture of `plots.plot_circuit`).
+    `read_circuit` reads these back, every attribute equal and of its kind, provenance among them:
+
+    - `.json`: node-link, `networkx.node_link_graph(data, edges="edges")` reads it too. The reference: see `circuits/FORMAT.md`.
+    - `.graphml` (Gephi, yEd, Cytoscape, igraph), `.gexf` (Gephi, drawn), `.cyjs` (Cytoscape), `.dot` (Graphviz).
+    - `.csv`: the edge list for spreadsheets and data frames; nodes and graph go to `.nodes.json` beside it.
+
+    These are pictures: `.html` (one interactive page that works offline), `.svg`, `.png`, `.pdf` (as `plots.plot_circuit`).
 
     Args:
         graph: node ids are strings. Attributes may be numbers, text, None, tuples, lists, dicts and arrays.
         path: where to write; an existing file is replaced once the new one is complete.
+        thumbnails: pictures for nodes of the `.html` page, id -> image `[h, w]` or `[h, w, 3]` in [0, 1] or a `data:image/`
+            URI; `circuits.thumbnails(vae, x)` makes them. Ids that are not in the graph are left out.
 
     Returns: the path written.
 
     Raises:
-        CircuitError: an unknown suffix, a graph that no file can hold (see the message), a cyclic circuit, or a folder
-            that cannot be written to.
+        CircuitError: an unknown suffix, a graph that no file can hold (see the message), a cyclic circuit, thumbnails that
+            are no images or with another suffix, or a folder that cannot be written to.
 
     Example:
         >>> import tempfile
@@ -45,82 +55,106 @@ def export(graph: nx.DiGraph, path: str | os.PathLike[str]) -> Path:
         {'effect': 0.8, 'ci': (0.7, 0.9)}
     """
     path = Path(path)
-    write = _WRITERS.get(path.suffix.lower())
+    suffix = path.suffix.lower()
+    write = _WRITERS.get(suffix)
     if write is None:
         raise CircuitError(f"{path.name!r} has no known suffix; graphs are written to {', '.join(_WRITERS)}.")
-    write_atomically(path, write(Records.of(graph), graph), CircuitError)
+    if thumbnails is not None and suffix != ".html":
+        raise CircuitError(
+            f"thumbnails are shown by the .html page only, and {path.name!r} is another format; leave them out."
+        )
+    records = Records.of(graph)
+    data = write(records, graph) if thumbnails is None else _write_html(records, graph, thumbnails)
+    if suffix == ".csv":
+        beside = {**Records(records.graph, records.nodes, []).to_node_link(), "n_edges": len(records.edges)}
+        write_atomically(_nodes_of(path), _json(beside), CircuitError)
+    write_atomically(path, data, CircuitError)
     return path
 
 
 def read_circuit(path: str | os.PathLike[str]) -> nx.DiGraph:
-    """Read a graph that `export` wrote to `.json` or `.graphml`; every attribute comes back equal and of its kind.
+    """Read a graph that `export` wrote to .json, .graphml, .gexf, .cyjs, .dot or .csv; every attribute comes back equal.
 
-    NumPy and torch scalars come back as Python numbers of the same value, tensors as arrays.
+    NumPy and torch scalars come back as Python numbers of the same value, tensors as arrays. `.csv` needs its `.nodes.json`
+    beside it, and does not keep the order of an edge's attributes.
 
     Raises:
-        CircuitError: a missing, unreadable or damaged file, one that this package did not write, an unknown schema
-            version, or a circuit with a cycle.
+        CircuitError: a missing, unreadable or damaged file (the message says where), one that this package did not write, an
+            unknown schema version, a circuit with a cycle, or an attribute of a circuit of another type than it must have.
     """
     path = Path(path)
-    read = _READERS.get(path.suffix.lower())
-    if read is None:
-        raise CircuitError(f"{path.name!r}: circuits are read from {' and '.join(_READERS)} files only.")
+    suffix = path.suffix.lower()
+    if suffix not in _READERS and suffix != ".csv":
+        raise CircuitError(
+            f"{path.name!r}: circuits are read from {', '.join([*_READERS, '.csv'])} files only; export to one of them."
+        )
+    graph = _read_csv(path) if suffix == ".csv" else _parsed(path, lambda text: _READERS[suffix](text).to_graph())
+    _check_schema(graph, path)
+    return graph
+
+
+def _parsed(path: Path, parse: Callable[[str], Any]) -> Any:
     try:
         text = path.read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CircuitError(f"Cannot read {path}: {error}.") from error
     try:
-        graph = read(text)
-    except NnsightVaeError:
-        raise
-    except (ValueError, TypeError, KeyError, AttributeError, SyntaxError, RecursionError) as error:
-        # ElementTree's ParseError is a SyntaxError; the others are data of a shape that export never writes
+        return parse(text)
+    except (ValueError, TypeError, KeyError, AttributeError, SyntaxError, RecursionError, csv_module.Error) as error:
+        # ElementTree's ParseError is a SyntaxError; TypeError to RecursionError are data of a shape that export never writes
         raise CircuitError(
-            f"{path} is not a graph written by nnsight_vae ({type(error).__name__}: {error}); it is damaged or comes "
-            "from elsewhere. Other files can be read with networkx itself."
+            f"{path} is not a graph written by nnsight_vae: {error or type(error).__name__}. It is damaged or comes from "
+            "elsewhere: export the circuit again, or read the file with networkx itself."
         ) from error
-    _check_schema(graph, path)
-    return graph
+
+
+def _read_csv(path: Path) -> nx.DiGraph:
+    beside = _nodes_of(path)
+    if path.exists() and not beside.exists():
+        raise CircuitError(f"{path} is an edge list whose nodes were written to {beside.name}, which is not beside it.")
+    data = _parsed(beside, json.loads)
+    nodes = _parsed(beside, _read_json)
+
+    def parse(text: str) -> nx.DiGraph:
+        edges = exchange.read_csv(text)
+        if len(edges) != data.get("n_edges"):
+            raise ValueError(f"it holds {len(edges)} edges and {beside.name} says {data.get('n_edges')}")
+        return Records(nodes.graph, nodes.nodes, edges).to_graph()
+
+    return _parsed(path, parse)
+
+
+def _nodes_of(path: Path) -> Path:
+    return path.with_suffix(".nodes.json")
 
 
 def _check_schema(graph: nx.DiGraph, path: Path) -> None:
     schema = graph.graph.get("schema")
     if schema not in SCHEMAS:
         got = "no schema" if schema is None else f"schema {schema!r}"
-        raise CircuitError(f"{path} has {got}; this version reads {', '.join(SCHEMAS)}. Other files: use networkx.")
-    if schema == CIRCUIT_SCHEMA and not nx.is_directed_acyclic_graph(graph):
-        raise CircuitError(f"{path} holds a circuit with the cycle {nx.find_cycle(graph)}; circuits are acyclic.")
-    if schema == PLAIN_SCHEMA:  # a mark of the file, not an attribute the graph had
+        raise CircuitError(
+            f"{path} has {got}; this version reads {', '.join(SCHEMAS)}. Other files: read them with networkx; files of a later "
+            "version: update nnsight-vae."
+        )
+    if schema == CIRCUIT_SCHEMA:
+        require_circuit(graph, str(path))
+    else:  # a mark of the file, not an attribute the graph had
         del graph.graph["schema"]
 
 
-def _write_json(records: Records, graph: nx.DiGraph) -> bytes:
-    data = {
-        "directed": True,
-        "multigraph": False,
-        "graph": records.graph,
-        "nodes": [{"id": node, **attributes} for node, attributes in records.nodes],
-        "edges": [{"source": a, "target": b, **attributes} for a, b, attributes in records.edges],
-    }
+def _json(data: dict[str, Any]) -> bytes:
     # ASCII escapes: a lone surrogate in a name survives, and every tool reads the file
     return (json.dumps(data, indent=1, allow_nan=False) + "\n").encode()
 
 
-def _read_json(text: str) -> nx.DiGraph:
-    data = json.loads(text)
-    if data["directed"] is not True or data["multigraph"] is not False:
-        raise ValueError("it is not a simple directed graph")
-    return Records(
-        graph=dict(data["graph"]),
-        nodes=[(node.pop("id"), node) for node in data["nodes"]],
-        edges=[(edge.pop("source"), edge.pop("target"), edge) for edge in data["edges"]],
-    ).to_graph(decode)
+def _read_json(text: str) -> Records:
+    return Records.of_node_link(json.loads(text))
 
 
-def _write_html(records: Records, graph: nx.DiGraph) -> bytes:
+def _write_html(records: Records, graph: nx.DiGraph, thumbnails: Mapping[str, Any] | None = None) -> bytes:
     from nnsight_vae.circuits.html import page
 
-    return page(records, graph).encode("utf-8", "backslashreplace")
+    return page(records, graph, thumbnails or {}).encode("utf-8", "backslashreplace")
 
 
 def _picture(file_format: str) -> Callable[[Records, nx.DiGraph], bytes]:
@@ -135,18 +169,21 @@ def _picture(file_format: str) -> Callable[[Records, nx.DiGraph], bytes]:
 
 
 _WRITERS: dict[str, Callable[[Records, Any], bytes]] = {
-    ".json": _write_json,
+    ".json": lambda records, graph: _json(records.to_node_link()),
     ".graphml": lambda records, graph: graphml.write(records),
-    ".gexf": exchange.gexf,
-    ".dot": exchange.dot,
-    ".csv": exchange.csv,
+    ".gexf": gexf.write,
+    ".dot": dot.write,
+    ".csv": lambda records, graph: exchange.csv(records),
     ".cyjs": exchange.cyjs,
     ".html": _write_html,
     ".svg": _picture("svg"),
     ".png": _picture("png"),
     ".pdf": _picture("pdf"),
 }
-_READERS: dict[str, Callable[[str], nx.DiGraph]] = {
+_READERS: dict[str, Callable[[str], Records]] = {
     ".json": _read_json,
-    ".graphml": lambda text: graphml.read(text).to_graph(decode),
+    ".graphml": graphml.read,
+    ".gexf": gexf.read,
+    ".cyjs": exchange.read_cyjs,
+    ".dot": dot.read,
 }

@@ -2,210 +2,209 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
-import math
+from collections.abc import Mapping
 from html import escape
-from string import Template
+from importlib import resources
+from typing import Any
 
 import networkx as nx
 
-from nnsight_vae.circuits.layout import strength
-from nnsight_vae.circuits.records import Records
-from nnsight_vae.circuits.scene import BOX_HEIGHT, Box, Curve, scene
-from nnsight_vae.circuits.style import edge_colour
+from nnsight_vae.circuits.heading import heading
+from nnsight_vae.circuits.layout import Placement, column_labels, column_title, layered
+from nnsight_vae.circuits.png import data_uri
+from nnsight_vae.circuits.prominence import on_paths, prominence, strength
+from nnsight_vae.circuits.records import Records, attribute_names
+from nnsight_vae.circuits.scene import THICKEST, THINNEST, covers_zero, shorten
+from nnsight_vae.circuits.style import factor_colours, node_look
 
-_STEPS = 200  # positions of the threshold slider
-_MOST_EDGES = 200  # shown at first; the slider shows the rest
+_MOST_NODES, _MOST_EDGES = 60, 200  # shown at first; the slider shows the rest
+_HEIGHT, _HEIGHT_WITH_PICTURE = 26, 44  # pixels of a box
+_WIDEST_PICTURE = 110.0
+_LETTER = 7.0  # width of one, at the page's 12 pixels
+_SCRIPTS = ("graph.js", "panel.js")
 
 
-def page(records: Records, graph: nx.DiGraph) -> str:
-    """The page: nodes by layer, attributes on hover, focus on click, a slider that hides weak edges.
+def page(records: Records, graph: nx.DiGraph, thumbnails: Mapping[str, Any]) -> str:
+    """The page: nodes by layer with their pictures, focus on click, a slider that hides weak edges, search, keyboard.
 
     Args:
         records: the attributes shown, as JSON data.
-        graph: the same graph, laid out as `plots.plot_circuit` does but whole.
+        graph: the same graph, laid out as `plots.plot_circuit` does but whole; the page packs what it shows of it.
+        thumbnails: node id, or `factor` and `readout` for the nodes of these kinds, -> image, as in `export`.
+
+    Raises:
+        CircuitError: a thumbnail that is no image.
     """
-    drawing = scene(graph) if graph else None
-    numbers = {node: i for i, (node, _) in enumerate(records.nodes)}
-    curves = drawing.curves if drawing else []
+    style, script = _asset("page.css"), "\n".join(_asset(name) for name in _SCRIPTS)
+    title, source = heading(graph)
+    parts = {
+        "title": escape(title or "Graph"),
+        "source": escape(source),
+        "style": style,
+        "script": script,
+        "style-hash": _hash(style),
+        "script-hash": _hash(script),
+        # "<" could end the script element, or begin a comment in it, wherever it stands in a string
+        "data": json.dumps(_data(records, graph, thumbnails), allow_nan=False).replace("<", "\\u003c"),
+    }
+    text = _asset("page.html")
+    pieces = [part for piece in text.split("{{") for part in piece.split("}}")]  # text and names by turns
+    return "".join(parts[piece] if i % 2 else piece for i, piece in enumerate(pieces))
+
+
+def _data(records: Records, graph: nx.DiGraph, thumbnails: Mapping[str, Any]) -> dict[str, Any]:
+    """What the script draws from; edges from those on the most prominent paths to the least."""
+    layout = layered(graph)
+    place = {node: i for i, (node, _) in enumerate(records.nodes)}
     attributes = {(source, target): each for source, target, each in records.edges}
-    details = {
-        "nodes": [{"name": node, "of": each} for node, each in records.nodes],
-        "edges": [
-            {
-                "name": f"{curve.source} → {curve.target}",
-                "ends": [numbers[curve.source], numbers[curve.target]],
-                "size": abs(curve.strength or 0.0),
-                "of": attributes[curve.source, curve.target],
-            }
-            for curve in curves
-        ],
-    }
-    strengths = sorted(abs(s) for *_, data in graph.edges(data=True) if (s := strength(data)))
-    marks = [_edge(i, curve, numbers) for i, curve in enumerate(curves)]
-    marks += [_node(numbers[box.node], box) for box in (drawing.boxes if drawing else [])]
-    marks += [
-        f'<text class="title" x="{x:.1f}" y="18">{escape(title)}</text>'
-        for x, title in (drawing.titles if drawing else [])
+    size, on_path = prominence(graph), on_paths(graph)
+    ranked = sorted(graph.edges, key=lambda edge: (-on_path[edge], -size[edge]))
+    rank = {edge: i for i, edge in enumerate(ranked)}
+    colours = factor_colours(graph.graph)
+    edges = [
+        (
+            place[edge[0]],
+            place[edge[1]],
+            _rounded(size[edge]),
+            _rounded(on_path[edge]),
+            _rounded(strength(graph.edges[edge])),
+            int(covers_zero(graph.edges[edge])),
+            _parts(graph.edges[edge], list(colours)),
+        )
+        for edge in ranked
     ]
-    title = " · ".join(str(graph.graph[name]) for name in ("estimand", "method") if graph.graph.get(name))
-    return _PAGE.substitute(
-        title=escape(title or "Circuit"),
-        width=math.ceil(drawing.width if drawing else 100),
-        height=math.ceil(drawing.height if drawing else 40),
-        marks="\n".join(marks),
-        steps=_STEPS,
-        largest=json.dumps(strengths[-1] if strengths else 0.0),
-        start=math.ceil(_STEPS * strengths[-_MOST_EDGES] / strengths[-1]) if len(strengths) > _MOST_EDGES else 0,
-        provenance=escape(json.dumps(records.graph, indent=1, ensure_ascii=False)),
-        # "</" would end the script element wherever it stands in a string
-        details=json.dumps(details).replace("</", "<\\/").replace("<!--", "<\\u0021--"),
-    )
-
-
-def _edge(number: int, curve: Curve, numbers: dict[str, int]) -> str:
-    start = curve.segments[0][0]
-    path = f"M{start[0]:.1f},{start[1]:.1f}" + "".join(
-        "C" + " ".join(f"{x:.1f},{y:.1f}" for x, y in segment[1:]) for segment in curve.segments
-    )
-    dash = ' stroke-dasharray="5 3"' if curve.uncertain else ""
-    return (
-        f'<path class="edge" data-edge="{number}" d="{path}" stroke="{edge_colour(curve.strength)}" '
-        f'stroke-width="{curve.width:.2f}"{dash}/>'
-    )
-
-
-def _node(number: int, box: Box) -> str:
-    left, top = box.x - box.width / 2, box.y - BOX_HEIGHT / 2
-    return (
-        f'<g class="node" data-node="{number}" tabindex="0" role="button" aria-label="{escape(str(box.node))}">'
-        f'<rect x="{left:.1f}" y="{top:.1f}" width="{box.width:.1f}" height="{BOX_HEIGHT}" rx="6" fill="{box.fill}"/>'
-        f'<text x="{box.x:.1f}" y="{box.y:.1f}">{escape(box.label)}</text></g>'
-    )
-
-
-_PAGE = Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; \
-script-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width">
-<title>$title</title>
-<style>
-:root { --ink: #1b1f24; --faint: #6b7280; --page: #fff; --line: #d5d8dd; }
-body { margin: 0; font: 14px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--page); }
-header { display: flex; flex-wrap: wrap; gap: 4px 28px; align-items: center; padding: 12px 20px; }
-header { border-bottom: 1px solid var(--line); }
-h1 { font-size: 15px; margin: 0; }
-label { color: var(--faint); } input { width: 240px; vertical-align: middle; }
-.key { display: inline-block; width: 22px; border-top: 3px solid; vertical-align: middle; margin: 0 4px 0 10px; }
-main { display: flex; align-items: flex-start; }
-#drawing { flex: 1; overflow: auto; padding: 8px; }
-aside { width: 300px; padding: 12px 20px; position: sticky; top: 0; max-height: 92vh; overflow: auto; }
-aside h2 { font-size: 14px; overflow-wrap: anywhere; margin: 0 0 8px; }
-dl { display: grid; grid-template-columns: auto 1fr; gap: 2px 12px; margin: 0; }
-dt { color: var(--faint); } dd { margin: 0; overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
-pre { font-size: 12px; white-space: pre-wrap; overflow-wrap: anywhere; color: var(--faint); }
-svg text { font: 11px system-ui, sans-serif; text-anchor: middle; dominant-baseline: central; fill: #1b1f24; }
-svg text { pointer-events: none; } svg text.title { font-weight: 600; fill: var(--faint); }
-.node rect { stroke: #9aa1ab; } .node { cursor: pointer; outline: none; }
-.node:hover rect, .node:focus rect, .node.picked rect { stroke: var(--ink); stroke-width: 2; }
-.node, .edge { transition: opacity .12s; }
-.edge { fill: none; opacity: .85; stroke-linecap: butt; } .edge:hover { opacity: 1; filter: brightness(.8); }
-.away { opacity: .07; } .hidden { display: none; } .idle { opacity: .3; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e8eb; --faint: #9aa1ab; --page: #16181c; --line: #33373d; }
-}
-@media print { header label, aside { display: none; } }
-</style>
-</head>
-<body>
-<header>
-<h1>$title</h1>
-<label>hide edges with |effect| below <input id="threshold" type="range" min="0" max="$steps" value="$start">
-<output id="below">0</output></label>
-<span id="count" role="status"></span>
-<span><i class="key" style="color:#0b6cb8"></i>raises<i class="key" style="color:#d8600a"></i>lowers
-<i class="key" style="color:#6b7280;border-top-style:dashed"></i>interval covers 0</span>
-</header>
-<main>
-<div id="drawing"><svg width="$width" height="$height" viewBox="0 0 $width $height" role="img" aria-label="$title">
-$marks
-</svg></div>
-<aside><div id="details"><p>Point at a node or an edge for its attributes. Click a node to see only its
-paths; click it again, or press Escape, to see all.</p></div>
-<details><summary>About this graph</summary><pre>$provenance</pre></details></aside>
-</main>
-<script type="application/json" id="data">$details</script>
-<script>
-const data = JSON.parse(document.getElementById("data").textContent), largest = $largest, steps = $steps;
-const edges = [...document.querySelectorAll(".edge")], nodes = [...document.querySelectorAll(".node")];
-const slider = document.getElementById("threshold");
-let picked = null;
-const shown = value => value === null ? "none" : typeof value === "number" ? String(+value.toPrecision(4))
-  : typeof value === "object" ? JSON.stringify(value) : String(value);
-function describe(item) {
-  const box = document.getElementById("details"), name = document.createElement("h2");
-  const list = document.createElement("dl");
-  name.textContent = item.name;
-  for (const [key, value] of Object.entries(item.of)) {
-    const term = document.createElement("dt"), text = document.createElement("dd");
-    term.textContent = key; text.textContent = shown(value); list.append(term, text);
-  }
-  box.replaceChildren(name, list);
-}
-function paths(start) {
-  const kept = new Set([start]), ways = [[1, 0], [0, 1]];
-  for (const [from, to] of ways) {
-    const queue = [start], seen = new Set(queue);
-    while (queue.length) {
-      const node = queue.pop();
-      data.edges.forEach(edge => {
-        if (edge.ends[from] === node && edge.on && !seen.has(edge.ends[to])) {
-          seen.add(edge.ends[to]); kept.add(edge.ends[to]); queue.push(edge.ends[to]);
-        }
-      });
+    pictures = _Pictures(thumbnails)
+    drawn = [abs(value or 0.0) for edge in edges for _, value in edge[-1]]
+    return {
+        "about": records.graph,
+        "nodes": _nodes(records, graph, layout, pictures),
+        "pictures": pictures.uris,
+        "titles": [shorten(column_title(graph, column)) for column in layout.columns],
+        "stacks": [
+            [place[item] if item in place else [rank[item.source, item.target]] for item in stack]
+            for stack in layout.stacks
+        ],
+        "edges": edges,
+        **_edge_attributes([attributes[edge] for edge in ranked]),
+        "factors": [{"name": name, "colour": colour} for name, colour in colours.items()],
+        "curve": _curve(graph.graph.get("curve")),
+        "largest": max(drawn, default=0.0) or 1.0,
+        "start": _first_shown(ranked),
+        "thinnest": THINNEST,
+        "thickest": THICKEST,
+        "height": _HEIGHT_WITH_PICTURE if pictures.uris else _HEIGHT,
     }
-    ways[from].reached = seen;
-  }
-  return {kept, on: edge => ways.some(way => way.reached.has(edge.ends[0]) && way.reached.has(edge.ends[1]))};
-}
-function draw() {
-  const below = largest * slider.value / steps, linked = new Set();
-  let count = 0;
-  data.edges.forEach(edge => {
-    edge.on = edge.size >= below;
-    if (edge.on) { count++; edge.ends.forEach(end => linked.add(end)); }
-  });
-  const focus = picked === null ? null : paths(picked);
-  edges.forEach(path => {
-    const edge = data.edges[path.dataset.edge];
-    path.classList.toggle("hidden", !edge.on);
-    path.classList.toggle("away", focus !== null && !focus.on(edge));
-  });
-  nodes.forEach(node => {
-    const id = +node.dataset.node;
-    node.classList.toggle("idle", focus === null && !linked.has(id));
-    node.classList.toggle("away", focus !== null && !focus.kept.has(id));
-    node.classList.toggle("picked", id === picked);
-  });
-  document.getElementById("below").textContent = below.toPrecision(2);
-  document.getElementById("count").textContent = count + " of " + data.edges.length + " edges";
-}
-function pick(id) { picked = picked === id ? null : id; draw(); }
-nodes.forEach(node => {
-  const id = +node.dataset.node;
-  node.addEventListener("pointerenter", () => describe(data.nodes[id]));
-  node.addEventListener("focus", () => describe(data.nodes[id]));
-  node.addEventListener("click", () => pick(id));
-  node.addEventListener("keydown", event => { if (event.key === "Enter") pick(id); });
-});
-edges.forEach(path => path.addEventListener("pointerenter", () => describe(data.edges[path.dataset.edge])));
-document.addEventListener("keydown", event => { if (event.key === "Escape" && picked !== null) pick(picked); });
-slider.addEventListener("input", draw);
-draw();
-</script>
-</body>
-</html>
-""")
+
+
+class _Pictures:
+    """The pictures of the nodes, each stored once."""
+
+    def __init__(self, thumbnails: Mapping[str, Any]) -> None:
+        self._thumbnails = thumbnails
+        self.uris: list[str] = []
+        self._places: dict[str, int] = {}
+
+    def of(self, node: str, kind: Any) -> dict[str, Any] | None:
+        name = node if node in self._thumbnails else kind
+        if (
+            not isinstance(name, str)
+            or name not in self._thumbnails
+            or (name == kind and kind not in ("factor", "readout"))
+        ):
+            return None
+        uri, aspect = data_uri(self._thumbnails[name], name)
+        if uri not in self._places:
+            self._places[uri] = len(self.uris)
+            self.uris.append(uri)
+        height = min(_HEIGHT_WITH_PICTURE - 6, _WIDEST_PICTURE / aspect)
+        return {"index": self._places[uri], "width": round(height * aspect, 1), "height": round(height, 1)}
+
+
+def _nodes(records: Records, graph: nx.DiGraph, layout: Placement, pictures: _Pictures) -> list[dict[str, Any]]:
+    labels = {
+        node: shorten(label)
+        for column in layout.columns
+        for node, label in zip(column, column_labels(graph, column), strict=True)
+    }
+    nodes = []
+    for i, (node, attributes) in enumerate(records.nodes):
+        picture = pictures.of(node, attributes.get("kind"))
+        nodes.append(
+            {
+                "index": i,
+                "name": node,
+                "label": labels[node],
+                "look": node_look(graph.nodes[node]),
+                "column": int(layout.positions[node][0]),
+                "degree": graph.degree(node),
+                "width": _LETTER * len(labels[node]) + 18 + (picture["width"] + 4 if picture else 0.0),
+                "picture": picture,
+                "of": attributes,
+            }
+        )
+    for column in range(len(layout.columns)):  # boxes of a column are of one width
+        of_column = [node for node in nodes if node["column"] == column]
+        widest = max(node["width"] for node in of_column)
+        for node in of_column:
+            node["width"] = round(max(widest, 40.0), 1)
+    return nodes
+
+
+def _parts(data: Mapping[str, Any], factors: list[str]) -> list[tuple[int | None, float | None]]:
+    """What is drawn of an edge, (place of the factor, value): one line, or one for each factor whose circuit it is in."""
+    own = data.get("factors") if factors else None
+    found = (
+        [(i, _rounded(strength({"effect": own[name]}))) for i, name in enumerate(factors) if name in own] if own else []
+    )
+    return found or [(None, _rounded(strength(data)))]
+
+
+def _edge_attributes(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Attributes of edges as a table, those that are the same for all of them once: 5,000 edges are a page of 1 MB, not of 3."""
+    names = attribute_names(rows)
+    same = {name: rows[0][name] for name in names if all(name in row and row[name] == rows[0][name] for row in rows)}
+    varying = [name for name in names if name not in same]
+    return {
+        "edgeSame": same,
+        "edgeNames": varying,
+        "edgeRows": [[_rounded(row.get(name)) for name in varying] for row in rows],
+    }
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers to six digits, which is more than a page shows."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {name: _rounded(each) for name, each in value.items()}
+    return value
+
+
+def _curve(curve: Any) -> list[Any]:
+    """`graph["curve"]` where it is what `Faithfulness.curve` holds: (number of edges, target -> f or None), rising."""
+    if not isinstance(curve, (list, tuple)):
+        return []
+    rows = [row for row in curve if isinstance(row, (list, tuple)) and len(row) == 2 and isinstance(row[1], Mapping)]
+    return [[int(size), {str(t): None if f is None else float(f) for t, f in scores.items()}] for size, scores in rows]
+
+
+def _first_shown(ranked: list[tuple[Any, Any]]) -> int:
+    """How many of the most prominent edges lie between few enough nodes."""
+    nodes: set[Any] = set()
+    for count, edge in enumerate(ranked):
+        nodes |= set(edge)
+        if len(nodes) > _MOST_NODES or count >= _MOST_EDGES:
+            return count
+    return len(ranked)
+
+
+def _asset(name: str) -> str:
+    return resources.files("nnsight_vae.circuits").joinpath("page", name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    """For the content security policy: no other script or style can run, whatever a node is called."""
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import itertools
 import math
 from collections import defaultdict
@@ -11,15 +10,22 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import networkx as nx
-import numpy as np
+
+from nnsight_vae.circuits.prominence import prominence
 
 _SWEEPS = 12
-_NODE_GAP, _WAYPOINT_GAP = 1.0, 0.6  # rows between neighbours in a column
+NODE_GAP, WAYPOINT_GAP = 1.0, 0.6  # rows between neighbours in a column
+
+_LEAST_PULL, _CENTRE_PULL = (
+    0.02,
+    0.1,
+)  # of an edge without effect, and to the middle, beside 1 of the strongest of a layer
 
 Point = tuple[float, float]
+_Neighbours = defaultdict[Any, list[tuple[Any, float]]]
 
 
-class _Waypoint(NamedTuple):
+class Waypoint(NamedTuple):
     """A place holder where an edge passes a column, so that it bends around the nodes there."""
 
     source: Hashable
@@ -35,11 +41,13 @@ class Placement:
         positions: node -> (column, row); rows grow downwards, node neighbours in a column are at least 1 apart.
         routes: edge -> the points it passes from source to target.
         columns: the nodes of each column, top to bottom.
+        stacks: the same with the `Waypoint`s of passing edges among them.
     """
 
     positions: dict[Any, Point]
     routes: dict[tuple[Any, Any], list[Point]]
     columns: list[list[Any]]
+    stacks: list[list[Any]]
 
 
 def layered(graph: nx.DiGraph) -> Placement:
@@ -47,6 +55,7 @@ def layered(graph: nx.DiGraph) -> Placement:
 
     Cycles are allowed: nodes of a cycle share a column when there are no layers. Columns are ordered by barycentre
     sweeps (the sweep with fewest crossings is kept), then each row is set as close to its neighbours as the gaps allow.
+    Strong edges pull more than weak ones: where weak edges are hidden, what is left is in order.
 
     Source: Sugiyama, Tagawa and Toda 1981, IEEE Trans. SMC 11(2).
 
@@ -61,68 +70,56 @@ def layered(graph: nx.DiGraph) -> Placement:
     columns: list[list[Any]] = [[] for _ in range(max(rank.values(), default=-1) + 1)]
     for node in graph:
         columns[rank[node]].append(node)
-    left: dict[Any, list[Any]] = defaultdict(list)
-    right: dict[Any, list[Any]] = defaultdict(list)
-    chains: dict[tuple[Any, Any], list[_Waypoint]] = {}
+    left: _Neighbours = defaultdict(list)
+    right: _Neighbours = defaultdict(list)
+    pull = prominence(graph)
+    chains: dict[tuple[Any, Any], list[Waypoint]] = {}
     for source, target in graph.edges:
         first, last = sorted((source, target), key=lambda node: rank[node])
-        chain = [_Waypoint(source, target, column) for column in range(rank[first] + 1, rank[last])]
+        chain = [Waypoint(source, target, column) for column in range(rank[first] + 1, rank[last])]
         for waypoint in chain:
             columns[waypoint.column].append(waypoint)
         if rank[first] < rank[last]:
             stops = [first, *chain, last]
             for a, b in itertools.pairwise(stops):
-                right[a].append(b)
-                left[b].append(a)
+                weight = _LEAST_PULL + pull[source, target]
+                right[a].append((b, weight))
+                left[b].append((a, weight))
         chains[source, target] = chain if first == source else chain[::-1]
     columns = _least_crossings(columns, left, right)
     row = _rows(columns, left, right)
     return Placement(
         positions={node: (float(rank[node]), row[node]) for node in graph},
         routes={edge: [(float(w.column), row[w]) for w in chain] for edge, chain in chains.items()},
-        columns=[[item for item in column if not isinstance(item, _Waypoint)] for column in columns],
+        columns=[[item for item in column if not isinstance(item, Waypoint)] for column in columns],
+        stacks=columns,
     )
-
-
-def strength(data: Mapping[str, Any]) -> float | None:
-    """The signed strength of an edge or node: its `effect`, else its `weight`; None where neither is a finite number."""
-    for name in ("effect", "weight"):
-        value = data.get(name)
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-            return float(value)
-        if isinstance(value, np.number) and np.isfinite(value):
-            return float(value)
-    return None
-
-
-def strongest(graph: nx.DiGraph, max_nodes: int) -> nx.DiGraph:
-    """The subgraph of the `max_nodes` nodes with most |effect|, factors and readouts first, no layer left out.
-
-    A node's strength is the largest |effect| of its edges, or its own where it has no edge with one. Half of the nodes are
-    shared out evenly among the layers: wide layers spread an effect thinly, and a circuit drawn without them falls apart.
-    """
-    if len(graph) <= max_nodes:
-        return graph
-
-    def importance(node: Any) -> tuple[bool, float]:
-        data = graph.nodes[node]
-        edges = [*graph.in_edges(node, data=True), *graph.out_edges(node, data=True)]
-        strengths = [abs(s) for _, _, edge in edges if (s := strength(edge)) is not None]
-        return data.get("kind") in ("factor", "readout"), max(strengths, default=abs(strength(data) or 0.0))
-
-    ranked = sorted(graph, key=importance, reverse=True)
-    layers: dict[Any, list[Any]] = {}
-    for node in ranked:
-        layers.setdefault(graph.nodes[node].get("layer"), []).append(node)
-    share = max_nodes // (2 * len(layers))
-    first = [node for members in layers.values() for node in members[:share]]
-    return graph.subgraph(list(dict.fromkeys([*first, *ranked]))[:max_nodes])
 
 
 def column_title(graph: nx.DiGraph, nodes: Sequence[Any]) -> str:
     """What the nodes of one column have in common: their site, "factors" or "readouts"."""
     titles = dict.fromkeys(_title(graph.nodes[node]) for node in nodes)
     return " / ".join(title for title in titles if title)
+
+
+def column_labels(graph: nx.DiGraph, nodes: Sequence[Any]) -> list[str]:
+    """Names of the nodes of one column: each is short as `short_label` has it, or longer where two would be called the same.
+
+    Example:
+        >>> graph = nx.DiGraph()
+        >>> graph.add_node("latent.mu[0]", site="latent.mu")
+        >>> graph.add_node("latent.logvar[0]", site="latent.logvar")
+        >>> column_labels(graph, list(graph))
+        ['mu[0]', 'logvar[0]']
+    """
+    labels = [short_label(node, graph.nodes[node]) for node in nodes]
+    if len(set(labels)) == len(labels):
+        return labels
+    sites = [str(graph.nodes[node].get("site") or "") for node in nodes]
+    return [
+        site.rpartition(".")[2] + label if label.startswith("[") else label
+        for site, label in zip(sites, labels, strict=True)
+    ]
 
 
 def short_label(node: Any, data: Mapping[str, Any]) -> str:
@@ -155,16 +152,14 @@ def _ranks(graph: nx.DiGraph) -> dict[Any, int]:
     return ranks
 
 
-def _least_crossings(
-    columns: list[list[Any]], left: Mapping[Any, list[Any]], right: Mapping[Any, list[Any]]
-) -> list[list[Any]]:
+def _least_crossings(columns: list[list[Any]], left: _Neighbours, right: _Neighbours) -> list[list[Any]]:
     columns = [list(column) for column in columns]
     best, fewest = [list(column) for column in columns], _crossings(columns, right)
     for sweep in range(_SWEEPS):
         neighbours, order = (left, columns) if sweep % 2 == 0 else (right, columns[::-1])
         place = {item: i for column in columns for i, item in enumerate(column)}
         for column in order:
-            centre = {item: _mean([place[n] for n in neighbours.get(item, ())], place[item]) for item in column}
+            centre = {item: _centre(neighbours.get(item, ()), place, place[item]) for item in column}
             column.sort(key=centre.__getitem__)
             place.update({item: i for i, item in enumerate(column)})
         crossings = _crossings(columns, right)
@@ -173,37 +168,59 @@ def _least_crossings(
     return best
 
 
-def _crossings(columns: Sequence[Sequence[Any]], right: Mapping[Any, list[Any]]) -> int:
+def _crossings(columns: Sequence[Sequence[Any]], right: _Neighbours) -> float:
+    """Sum over the crossings of two edges of the product of their pulls: strong edges may not cross, weak ones may."""
     place = {item: i for column in columns for i, item in enumerate(column)}
-    total = 0
-    for column in columns:
-        seen: list[int] = []
+    total = 0.0
+    for column, following in itertools.pairwise(columns):
+        ended = _Sums(len(following))  # pulls of the edges from above, by where they end
         for item in column:
-            ends = sorted(place[target] for target in right.get(item, ()))
-            total += sum(len(seen) - bisect.bisect_right(seen, end) for end in ends)
-            for end in ends:
-                bisect.insort(seen, end)
+            edges = [(place[target], pull) for target, pull in right.get(item, ())]
+            total += sum(pull * (ended.whole - ended.up_to(end)) for end, pull in edges)
+            for end, pull in edges:
+                ended.add(end, pull)
     return total
 
 
-def _rows(
-    columns: Sequence[Sequence[Any]], left: Mapping[Any, list[Any]], right: Mapping[Any, list[Any]]
-) -> dict[Any, float]:
+class _Sums:
+    """Sums of the first entries of a list that changes. Source: Fenwick 1994, Software: Practice and Experience 24(3)."""
+
+    def __init__(self, length: int) -> None:
+        self._tree = [0.0] * (length + 1)
+        self.whole = 0.0
+
+    def add(self, place: int, value: float) -> None:
+        self.whole += value
+        place += 1
+        while place < len(self._tree):
+            self._tree[place] += value
+            place += place & -place
+
+    def up_to(self, place: int) -> float:
+        total, place = 0.0, place + 1
+        while place:
+            total += self._tree[place]
+            place -= place & -place
+        return total
+
+
+def _rows(columns: Sequence[Sequence[Any]], left: _Neighbours, right: _Neighbours) -> dict[Any, float]:
     row: dict[Any, float] = {}
     offsets = []
     for column in columns:
         places = [0.0]
         for a, b in itertools.pairwise(column):
-            both_nodes = not isinstance(a, _Waypoint) and not isinstance(b, _Waypoint)
-            places.append(places[-1] + (_NODE_GAP if both_nodes else _WAYPOINT_GAP))
+            both_nodes = not isinstance(a, Waypoint) and not isinstance(b, Waypoint)
+            places.append(places[-1] + (NODE_GAP if both_nodes else WAYPOINT_GAP))
         offsets.append(places)
         row.update({item: place - places[-1] / 2 for item, place in zip(column, places, strict=False)})
     for sweep in range(2 * _SWEEPS):
         for i in range(len(columns)) if sweep % 2 == 0 else reversed(range(len(columns))):
             wished = []
             for item, place in zip(columns[i], offsets[i], strict=False):
-                beside = [row[neighbour] for neighbour in (*left.get(item, ()), *right.get(item, ()))]
-                wished.append(_mean(beside, row[item]) - place)
+                beside = (*left.get(item, ()), *right.get(item, ()))
+                pull = sum(weight for _, weight in beside) + _CENTRE_PULL
+                wished.append(sum(row[other] * weight for other, weight in beside) / pull - place)
             row.update(
                 {
                     item: value + place
@@ -213,8 +230,10 @@ def _rows(
     return row
 
 
-def _mean(values: Sequence[int | float], otherwise: int | float) -> int | float:
-    return sum(values) / len(values) if values else otherwise
+def _centre(neighbours: Sequence[tuple[Any, float]], place: Mapping[Any, float], otherwise: float) -> float:
+    """Where the neighbours are, on average, each with the weight of its edge."""
+    weight = sum(pull for _, pull in neighbours)
+    return sum(place[item] * pull for item, pull in neighbours) / weight if neighbours else otherwise
 
 
 def _nondecreasing(values: Sequence[int | float]) -> list[float]:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import networkx as nx
 
-from nnsight_vae.circuits.layout import Point, column_title, layered, short_label, strength
-from nnsight_vae.circuits.style import node_fill
+from nnsight_vae.circuits.layout import Point, column_labels, column_title, layered
+from nnsight_vae.circuits.prominence import strength
+from nnsight_vae.circuits.style import edge_colour, factor_colours, node_fill
 
 BOX_HEIGHT, MARGIN, HEADER = 24.0, 14.0, 30.0
 _CHARACTER, _MOST_CHARACTERS = 6.6, 26  # width of a character at 8 points; longer labels are shortened
-THINNEST, THICKEST = 0.7, 5.0
+THINNEST, THICKEST = 0.6, 6.0
+_PAGE, _NARROWEST, _WIDEST = 1240.0, 46.0, 110.0  # a page's width, and the gaps between columns that fill it
 
 Segment = tuple[Point, Point, Point, Point]
 
@@ -33,7 +37,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Curve:
-    """An edge: cubic Bézier segments from its source to its target, and how strong it is."""
+    """An edge, or one factor's part of it: cubic Bézier segments from its source to its target, and how strong it is."""
 
     source: Any
     target: Any
@@ -41,6 +45,8 @@ class Curve:
     strength: float | None
     uncertain: bool
     width: float
+    colour: str
+    factor: str | None = None
 
 
 @dataclass(frozen=True)
@@ -54,24 +60,30 @@ class Scene:
     height: float
 
 
-def scene(graph: nx.DiGraph, *, row: float = 34.0, gap: float = 110.0, spread: float = 0.0) -> Scene:
+def scene(graph: nx.DiGraph, *, row: float = 34.0, gap: float | None = None, spread: float = 0.0) -> Scene:
     """Place a graph on the page, as wide and high as it needs.
+
+    An edge of the circuits of several factors is drawn once for each, side by side.
 
     Args:
         graph: a circuit or factor graph; `layered` lays it out.
         row: pixels between neighbours of a column.
-        gap: pixels between columns.
+        gap: pixels between columns; None: what fills a page's width.
         spread: height of the part of a box's side over which its edges are spread; 0 joins them in one point.
     """
     layout = layered(graph)
-    labels = {node: shorten(short_label(node, data)) for node, data in graph.nodes(data=True)}
-    titles = [column_title(graph, column) for column in layout.columns]
+    labels = {
+        node: shorten(label)
+        for column in layout.columns
+        for node, label in zip(column, column_labels(graph, column), strict=True)
+    }
+    titles = [shorten(column_title(graph, column)) for column in layout.columns]
     widths = [max(_CHARACTER * max(len(labels[n]) for n in column) + 18, 40.0) for column in layout.columns]
-    centres, left = [], MARGIN
-    for width, title in zip(widths, titles, strict=True):
-        taken = max(width, _CHARACTER * len(title))
-        centres.append(left + taken / 2)
-        left += taken + gap
+    taken = [max(width, _CHARACTER * len(title)) for width, title in zip(widths, titles, strict=True)]
+    if gap is None:
+        gap = min(max((_PAGE - sum(taken)) / max(len(taken) - 1, 1), _NARROWEST), _WIDEST)
+    lefts = list(itertools.accumulate((width + gap for width in taken), initial=MARGIN))
+    centres = [left + width / 2 for left, width in zip(lefts, taken, strict=False)]
     places = [*layout.positions.values(), *(place for route in layout.routes.values() for place in route)]
     highest, lowest = min(y for _, y in places), max(y for _, y in places)
     top = MARGIN + (HEADER if any(titles) else 0.0) + row / 2
@@ -87,25 +99,51 @@ def scene(graph: nx.DiGraph, *, row: float = 34.0, gap: float = 110.0, spread: f
         (a, b): [(boxes[a].x, boxes[a].y), *map(on_page, layout.routes[a, b]), (boxes[b].x, boxes[b].y)]
         for a, b in graph.edges
     }
-    ports = _ports(boxes, paths, spread)
-    largest = max((abs(strength(data) or 0.0) for *_, data in graph.edges(data=True)), default=0.0) or 1.0
-    curves = []
-    for source, target, data in graph.edges(data=True):
-        value = strength(data)
-        ends = ports[source, target, source], ports[source, target, target]
-        stops = [ends[0], *paths[source, target][1:-1], ends[1]]
-        within = boxes[source].x == boxes[target].x
-        segments = _loop(*ends, 0.3 * gap) if within else _curved(stops)
-        width = THINNEST + (THICKEST - THINNEST) * abs(value or 0.0) / largest
-        curves.append(Curve(source, target, segments, value, _covers_zero(data), width))
+    curves = _curves(graph, boxes, paths, _ports(boxes, paths, spread), out=0.3 * gap)
     furthest = max(point[0] for curve in curves for segment in curve.segments for point in segment) if curves else 0.0
     return Scene(
         boxes=list(boxes.values()),
         curves=sorted(curves, key=lambda curve: abs(curve.strength or 0.0)),
         titles=list(zip(centres, titles, strict=True)),
-        width=max(left - gap, furthest) + MARGIN,
+        width=max(lefts[-1] - gap, furthest) + MARGIN,
         height=top + (lowest - highest) * row + row / 2 + MARGIN,
     )
+
+
+def line_width(strength: float | None, largest: float) -> float:
+    """The width of an edge: the square root tells strong from weak and lets weak ones be seen."""
+    return THINNEST + (THICKEST - THINNEST) * math.sqrt(abs(strength or 0.0) / largest)
+
+
+def _curves(
+    graph: nx.DiGraph,
+    boxes: dict[Any, Box],
+    paths: dict[tuple[Any, Any], list[Point]],
+    ports: dict[tuple[Any, Any, Any], Point],
+    out: float,
+) -> list[Curve]:
+    colours = factor_colours(graph.graph)
+    parts: list[tuple[Any, Any, list[tuple[str | None, float | None]]]] = []
+    for source, target, data in graph.edges(data=True):
+        of = data.get("factors") if colours else None
+        own = [(factor, strength({"effect": of[factor]})) for factor in colours if factor in of] if of else []
+        parts.append((source, target, own or [(None, strength(data))]))
+    largest = max((abs(value or 0.0) for *_, own in parts for _, value in own), default=0.0) or 1.0
+    curves = []
+    for source, target, own in parts:
+        ends = ports[source, target, source], ports[source, target, target]
+        within = boxes[source].x == boxes[target].x
+        segments = _loop(*ends, out) if within else _curved([ends[0], *paths[source, target][1:-1], ends[1]])
+        widths = [line_width(value, largest) for _, value in own]
+        uncertain = covers_zero(graph.edges[source, target])
+        beside = -sum(widths) / 2
+        for (factor, value), width in zip(own, widths, strict=True):
+            shift = beside + width / 2
+            beside += width
+            moved = [tuple((x, y + shift) for x, y in segment) for segment in segments] if len(own) > 1 else segments
+            colour = edge_colour(value) if factor is None else colours[factor]
+            curves.append(Curve(source, target, moved, value, uncertain, width, colour, factor))
+    return curves
 
 
 def shorten(label: str) -> str:
@@ -153,6 +191,7 @@ def _loop(start: Point, end: Point, out: float) -> list[Segment]:
     return [(start, (start[0] + out, start[1]), (end[0] + out, end[1]), end)]
 
 
-def _covers_zero(data: dict[str, Any]) -> bool:
+def covers_zero(data: Mapping[str, Any]) -> bool:
+    """Does the interval of an edge cover 0? Not where it has none."""
     low, high = data.get("ci_low"), data.get("ci_high")
     return low is not None and high is not None and bool(low <= 0 <= high)

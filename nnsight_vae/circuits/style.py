@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 RAISES, LOWERS, NEUTRAL = "#0b6cb8", "#d8600a", "#8a8f98"
 INK, FAINT = "#1b1f24", "#6b7280"
-_FILLS = {
-    "factor": "#fbf0d3",
-    "readout": "#fbf0d3",
-    "latent": "#e4e7f7",
-    "encoder": "#eef2f6",
-    "decoder": "#eef2f6",
-    "input": "#f5f5f4",
-    "output": "#f5f5f4",
+# Of factors, where edges are coloured by factor: told apart with every common colour blindness, and none that means a sign
+FACTORS = ("#332288", "#d4a017", "#66bbee", "#c2185b", "#7a4a14", "#b0478f")
+FILLS = {"end": "#fbf0d3", "latent": "#e4e7f7", "unit": "#eef2f6", "image": "#f5f5f4"}
+_LOOKS = {
+    "factor": "end",
+    "readout": "end",
+    "latent": "latent",
+    "encoder": "unit",
+    "decoder": "unit",
+    "input": "image",
+    "output": "image",
 }
 
 
@@ -27,6 +33,24 @@ def edge_colour(strength: float | None) -> str:
     return RAISES if strength > 0 else LOWERS
 
 
-def node_fill(data: dict[str, object]) -> str:
-    """A pale fill by what the node is: factor or readout, latent, other unit."""
-    return _FILLS.get(str(data.get("kind")), _FILLS.get(str(data.get("stage")), "#f5f5f4"))
+def node_look(data: Mapping[str, Any]) -> str:
+    """What a node looks like, by its kind and stage: `end` (factor or readout), `latent`, `unit` or `image`."""
+    return _LOOKS.get(str(data.get("kind")), _LOOKS.get(str(data.get("stage")), "image"))
+
+
+def node_fill(data: Mapping[str, Any]) -> str:
+    """The pale fill of its look."""
+    return FILLS[node_look(data)]
+
+
+def factor_colours(graph_attributes: Mapping[str, Any]) -> dict[str, str]:
+    """Factor -> colour, for a graph that holds the circuits of several; empty for any other.
+
+    Example:
+        >>> factor_colours({"factors": ["angle", "light"]})
+        {'angle': '#332288', 'light': '#d4a017'}
+    """
+    factors = graph_attributes.get("factors")
+    if not isinstance(factors, (list, tuple)) or len(factors) < 2:
+        return {}
+    return {str(factor): FACTORS[i % len(FACTORS)] for i, factor in enumerate(factors)}

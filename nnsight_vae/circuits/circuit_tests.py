@@ -107,7 +107,7 @@ def hypothesis_tests(
         "rests": [~rival for rival in rivals],
         "inflated": [whole for whole, _ in inflated],
         "without": [rest for _, rest in inflated],
-        "knocked": [_without(own, edge) for edge in edges],
+        "knocked": [_without(own, edge) for edge in edges.tolist()],
     }
     readings = sets.read([edges for family in families.values() for edges in family], progress)
     stops = np.cumsum([len(family) for family in families.values()])[:-1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from nnsight_vae.circuits.faithfulness_result import Faithfulness
 from nnsight_vae.circuits.generative import Generative
@@ -32,10 +33,10 @@ def read(path: Path) -> Faithfulness:
 
 def _from_arrays(arrays: npz.Arrays) -> Faithfulness:
     header = npz.read_header(arrays["header"], _SCHEMA)
-    ids = {name: arrays.get(name) for name in ("groups", "source_groups")}
-    fields = {name: header[name] for name in _HEADER} | {name: arrays[name] for name in _ARRAYS if name not in ids}
+    fields: dict[str, Any] = {name: header[name] for name in _HEADER} | {name: arrays.get(name) for name in _ARRAYS}
     fields |= {name: tuple(header[name]) for name in ("sizes", "readouts")}
-    posterior = header["posterior"]
-    made = {name: arrays.get(f"generative.{name}") for name in _GENERATIVE}
-    generative = None if posterior is None else Generative(**made, **ids, posterior=posterior)
-    return Faithfulness(**fields, **ids, generative=generative)
+    if header["posterior"] is not None:
+        made: dict[str, Any] = {name: arrays.get(f"generative.{name}") for name in _GENERATIVE}
+        ids = {name: arrays.get(name) for name in ("groups", "source_groups")}
+        fields["generative"] = Generative(**made, **ids, posterior=header["posterior"])
+    return Faithfulness(**fields)

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from nnsight_vae.errors import DataError
+from nnsight_vae.stats.clusters import Clusters
 
 _PERMUTED = 4_000_000  # elements of one work array of `hsic_pvalue`
 
@@ -54,9 +55,9 @@ def independent(
     rows, columns = (np.concatenate(side) for side in zip(*ends, strict=True)) if ends else (ids[0], ids[0])
     links = coo_array((np.ones(len(rows)), (rows, columns)), shape=(starts[-1], starts[-1]))
     labels = np.unique(connected_components(links, directed=False)[1][:n], return_inverse=True)[1]
-    sums = np.zeros((*values.shape[:-1], int(labels.max()) + 1))
-    np.add.at(sums, (..., labels), values)
-    return sums / np.bincount(labels)
+    clusters = Clusters.of(n, labels)
+    sums = clusters.sums(values.reshape(-1, n)).reshape(*values.shape[:-1], len(clusters))
+    return sums / clusters.sizes
 
 
 def equivalence(differences: Float[np.ndarray, " n"], epsilon: float = 0.1, level: float = 0.95) -> Sign:

@@ -81,6 +81,40 @@ def warn_if_directions_oppose(
     )
 
 
+def warn_if_effects_cancel(
+    total: Float[np.ndarray, "target pair"],
+    resolution: Float[np.ndarray, " target"],
+    groups: _Ids = None,
+    source_groups: _Ids = None,
+    *,
+    stacklevel: int = 3,
+) -> None:
+    """Warn where pairs change what is read, but no target's total effect has a clear sign, so that opposite pairs cancel in every mean.
+
+    Clear is: different from 0 by Student's t at .05 in at least one target. Below 10 clusters nothing can be said.
+
+    Args:
+        total: total effect of each pair.
+        resolution: the smallest effect on each target that rounding cannot make.
+        groups: id of the base of each pair.
+        source_groups: id of the source of each pair.
+        stacklevel: of the warning; 3 names the line that called the caller.
+    """
+    changes = np.abs(total).mean(axis=1) > resolution
+    if not changes.any() or Design.of(total.shape[1], groups, source_groups).n_clusters < FEW_CLUSTERS:
+        return
+    if (t_pvalues(total[changes], groups, source_groups) <= _CLEAR).any():
+        return
+    mean, size = (float(f(total[changes]).mean()) for f in (np.asarray, np.abs))
+    warnings.warn(
+        f"The pairs change what is read by {size:.2g} on average, but in no clear direction (mean {mean:+.2g}): effects of opposite "
+        "pairs cancel in the means. Orient the pairs (the base with the lower value of the factor), or read something that the "
+        "factor moves one way.",
+        NnsightVaeWarning,
+        stacklevel=stacklevel,
+    )
+
+
 def warn_if_flat(
     readout: Readout, base: Float[Tensor, "n *out"], source: Float[Tensor, "n *out"], *, stacklevel: int = 3
 ) -> None:

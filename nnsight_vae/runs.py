@@ -91,6 +91,7 @@ def run_from(
     writes: dict[str, Write],
     read: Callable[[Tensor], Tensor],
     reads: str = "output",
+    taken_by: str | None = None,
 ) -> Tensor:
     """Run the suffix below a module on some rows of a clean run.
 
@@ -102,11 +103,13 @@ def run_from(
         writes: module path -> function from the activation `[r, ...]` to what replaces it; it may write in place.
         read: reduces the tensor at `reads` to numbers, inside the trace, so that no large activation is kept.
         reads: the site that is read; one before `latent.z` is read without running the decoder.
+        taken_by: path of a module; read what it takes in, instead of `reads`.
 
     Returns: what `read` returned.
     """
-    vae, firings = clean.vae, clean.vae.layout(clean.x).firings
-    fn, inputs, first = _entry(clean, start, rows, reads)
+    vae, layout = clean.vae, clean.vae.layout(clean.x)
+    firings, last = layout.firings, taken_by or layout.paths[reads]
+    fn, inputs, first = _entry(clean, start, rows, _decodes(layout, last))
     begun = firings[first].started
     writes = dict(writes)
     if fn == "__call__" and clean.eps is not None:
@@ -121,10 +124,9 @@ def run_from(
             events.append((firing.started, _skip(vae, firing, value)))
     events += [(firings[path].finished, replace_event(vae, path, write)) for path, write in writes.items()]
     result: list[Tensor] = []
-    read_path = vae.layout(clean.x).paths[reads]
-    envoy = vae.envoy_at(read_path)
-    events += _relay_events(vae, clean.x, reached, firings[read_path].finished)
-    events.append((firings[read_path].finished, lambda: result.append(read(envoy.output.contiguous()))))
+    envoy, moment = vae.envoy_at(last), firings[last].started if taken_by else firings[last].finished
+    events += _relay_events(vae, clean.x, reached, moment)
+    events.append((moment, lambda: result.append(read((envoy.input if taken_by else envoy.output).contiguous()))))
     trace_events(vae, fn, inputs, events)
     return result[0]
 
@@ -158,7 +160,7 @@ def start_for(vae: VAE, x: Tensor, path: str, reads: str = "output") -> str | No
     two rows, and remembered.
     """
     layout = vae.layout(x)
-    firings, decodes = layout.firings, _decodes(layout, reads)
+    firings, decodes = layout.firings, _decodes(layout, layout.paths[reads])
     before = [
         f for f in firings.values() if f.finished <= firings[path].finished and f.calls == 1 and f.shape is not None
     ]
@@ -189,10 +191,9 @@ def _grows(vae: VAE, x: Tensor, firing: Firing, reads: str) -> bool:
     return cache[key]
 
 
-def _entry(clean: CleanRun, start: str | None, rows: Tensor | None, reads: str) -> tuple[str, Sequence[Tensor], str]:
+def _entry(clean: CleanRun, start: str | None, rows: Tensor | None, decodes: bool) -> tuple[str, Sequence[Tensor], str]:
     """Which of the wrapper's functions the run calls, on what, and the first module that fires in it."""
-    layout = clean.vae.layout(clean.x)
-    firings, decodes = layout.firings, _decodes(layout, reads)
+    firings = clean.vae.layout(clean.x).firings
     if start is None:
         return ("__call__" if decodes else "encode"), (taken(clean.x, rows),), "tap_input"
     if start in _POSTERIOR and decodes:
@@ -203,8 +204,8 @@ def _entry(clean: CleanRun, start: str | None, rows: Tensor | None, reads: str) 
     return ("__call__" if decodes else "encode"), (clean.x,), "tap_input"
 
 
-def _decodes(layout: Layout, reads: str) -> bool:
-    return layout.firings[layout.paths[reads]].finished >= layout.firings["latent.eps"].finished
+def _decodes(layout: Layout, path: str) -> bool:
+    return layout.firings[path].finished >= layout.firings["latent.eps"].finished
 
 
 def _finished_by(firings: dict[str, Firing], begun: int, reached: int) -> list[Firing]:

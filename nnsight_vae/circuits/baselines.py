@@ -9,22 +9,23 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from nnsight_vae.circuits.contributions import port_axis, weight_norms
-from nnsight_vae.circuits.edges import Cut
-from nnsight_vae.circuits.layers import Chain
+from nnsight_vae.circuits.contributions import port_axis, port_squares
+from nnsight_vae.circuits.cuts import Cut
 from nnsight_vae.circuits.pair_run import PairRun, read
 from nnsight_vae.readouts import Readout
 
 
-def weights(chain: Chain, cuts: Sequence[Cut], n_targets: int) -> Float[np.ndarray, "edge target"]:
-    """L2 norm of each edge's weights; 1 at the ends, which have none."""
+def weights(cuts: Sequence[Cut], n_targets: int) -> Float[np.ndarray, "edge target"]:
+    """L2 norm of the weights by which each edge is read; 1 where none are (the ends, and into `latent.z`)."""
     scores = []
-    for i, cut in enumerate(cuts):
+    for cut in cuts:
         norms = torch.ones(len(cut))
-        if cut.edge_of:
-            parts = zip(chain.layers[i], cut.edge_of, strict=True)
-            norms = torch.stack([weight_norms(layer, edge, len(cut)) for layer, edge in parts]).sum(0)
-        scores.append(norms.cpu().numpy()[:, None].repeat(n_targets, axis=1))
+        for block in cut.blocks:
+            if block.layer is not None:
+                real = block.edges >= 0
+                squares = block.route.reach.double() @ port_squares(block.layer, block.owners, block.edges.shape[1])
+                norms[block.edges[real]] = squares[real].sqrt().float()
+        scores.append(norms.numpy()[:, None].repeat(n_targets, axis=1))
     return _own_readout_only(np.concatenate(scores), cuts)
 
 
@@ -37,32 +38,30 @@ def random(cuts: Sequence[Cut], n_targets: int, seed: int) -> Float[np.ndarray, 
 class Activity:
     """How active each node is in every clean run: the mean over its units and all positions, gathered run by run.
 
-    Each column is seen from both sides, as its layers give it (pre-activation) and as its reader takes it in.
+    Each node is seen from both sides: as its layer gives it (pre-activation), and as a reader takes it in where it alone changes
+    the reader's ports; where others do too, as its layer gives it.
     """
 
     def __init__(self, readout: Readout) -> None:
         self.readout = readout
         self._given: list[list[Tensor]] = []
-        self._taken: list[list[Tensor]] = []
+        self._taken: list[dict[tuple[int, int], Tensor]] = []
 
     @torch.no_grad()
     def add(self, run: PairRun) -> None:
         """Take in both runs of some pairs."""
-        columns, layers = run.chain.columns, run.chain.layers
+        wiring = run.wiring
         for side, inputs in ((run.base, run.base_inputs), (run.source, run.source_inputs)):
-            given, taken = [], []
-            for i, column in enumerate(columns):
-                parts = [
-                    _node_means(side.outputs[path], axis, owners, len(column.nodes))
-                    for path, axis, owners in zip(column.paths, column.axes, column.owners, strict=True)
-                ]
-                given.append(torch.stack(parts).sum(0))
-                axis = port_axis(layers[i + 1][0], inputs[i]) if i + 1 < len(layers) else 1
-                taken.append(_node_means(inputs[i], axis, column.ports, len(column.nodes)))
-            given.append(read(self.readout, inputs[-1]).double())
-            is_source = float(side is run.source)
-            self._given.append(given)
-            self._taken.append([given[0].new_full((len(run), 1), is_source), *taken])
+            given = [_node_means(side.outputs[c.path], c.axis, c.owners, len(c.nodes)) for c in wiring.columns]
+            taken = {(0, -1): given[0].new_full((len(run), 1), float(side is run.source))}
+            for reader in range(1, len(inputs)):
+                layer = wiring.columns[reader].layer if reader < len(wiring.columns) else None
+                axis = port_axis(layer, inputs[reader])
+                for route in wiring.routes(reader):
+                    seen = _node_means(inputs[reader], axis, route.owners, len(route.reach))
+                    taken[reader, route.parent] = seen if wiring.is_plain(reader) else given[route.parent]
+            self._given.append([*given, read(self.readout, inputs[-1]).double()])
+            self._taken.append(taken)
 
     def correlations(self, cuts: Sequence[Cut]) -> Float[np.ndarray, "edge target"]:
         """|Pearson correlation| of each edge's source as it is read with its target's pre-activation, over both runs of all pairs.
@@ -71,10 +70,14 @@ class Activity:
         nothing then goes together.
         """
         n_targets, scores = len(self.readout.names), []
-        for i, cut in enumerate(cuts):
-            source, target = (_standardised(torch.cat([run[i] for run in runs])) for runs in (self._taken, self._given))
-            both = (source.T @ target).abs().cpu().numpy()[cut.ends[:, 0], cut.ends[:, 1]]
-            scores.append(both[:, None].repeat(n_targets, axis=1))
+        for cut in cuts:
+            found = np.zeros(len(cut))
+            for block in cut.blocks:
+                source = _standardised(torch.cat([run[block.reader, block.route.parent] for run in self._taken]))
+                target = _standardised(torch.cat([run[block.reader] for run in self._given]))
+                real = block.edges >= 0
+                found[block.edges[real].numpy()] = (source.T @ target).abs().cpu()[real].numpy()
+            scores.append(found[:, None].repeat(n_targets, axis=1))
         return _own_readout_only(np.concatenate(scores), cuts)
 
 
@@ -88,7 +91,7 @@ def _own_readout_only(
 
 
 def _node_means(tensor: Tensor, axis: int, owners: Int[Tensor, " unit"], n_nodes: int) -> Float[Tensor, "n node"]:
-    per_unit = tensor.double().movedim(axis, 1).flatten(2).mean(2) if tensor.ndim > 2 else tensor.double()
+    per_unit = (tensor.movedim(axis, 1).flatten(2).mean(2) if tensor.ndim > 2 else tensor).double()
     owned = owners.to(tensor.device)
     real = owned >= 0
     sums = per_unit.new_zeros(len(tensor), n_nodes).index_add_(1, owned[real], per_unit[:, real])

@@ -26,12 +26,12 @@ from torch import Tensor
 
 from nnsight_vae import readouts
 from nnsight_vae.arguments import require
-from nnsight_vae.circuits.edges import Cut, cuts_of
-from nnsight_vae.circuits.layers import Chain
+from nnsight_vae.circuits.cuts import Cut, cuts_of
 from nnsight_vae.circuits.methods import resolution_of
 from nnsight_vae.circuits.pair_run import PairRun, pair_runs, read
 from nnsight_vae.circuits.partial import Rest, edge_positions, kept_between, kept_of, run_with
 from nnsight_vae.circuits.records import CIRCUIT_SCHEMA
+from nnsight_vae.circuits.wiring import Wiring
 from nnsight_vae.engine import checked_batch
 from nnsight_vae.errors import CircuitError, DataError
 from nnsight_vae.pairs import Pairs
@@ -86,7 +86,7 @@ class EdgeSets:
 
     Attributes:
         vae, pairs, readout: as given.
-        chain: the columns of the model.
+        wiring: the columns of the model.
         cuts: the edges between them.
         ablation: what the other edges carry.
         reference: images whose mean the others carry, with `mean`; None: the bases.
@@ -95,7 +95,7 @@ class EdgeSets:
     vae: VAE
     pairs: Pairs
     readout: Readout
-    chain: Chain
+    wiring: Wiring
     cuts: tuple[Cut, ...]
     ablation: Ablation
     reference: Tensor | None
@@ -120,9 +120,9 @@ class EdgeSets:
         base, eps = checked_batch(vae, pairs.base, pairs.eps)
         if reference is not None:
             reference, _ = checked_batch(vae, reference, None)
-        chain = Chain.of(vae, base, eps, readouts.reads(readout))
-        cuts = cuts_of(chain, pairs.factor or "intervention", readout.names)
-        return cls(vae, pairs, readout, chain, cuts, ablation, reference)
+        wiring = Wiring.of(vae, base, eps, readouts.reads(readout))
+        cuts = cuts_of(wiring, pairs.factor or "intervention", readout.names)
+        return cls(vae, pairs, readout, wiring, cuts, ablation, reference)
 
     @cached_property
     def edges(self) -> tuple[Edge, ...]:
@@ -149,7 +149,7 @@ class EdgeSets:
     def runs(self) -> Iterator[tuple[slice, PairRun, Rest]]:
         """Chunks of the pairs, with what edges at rest carry."""
         average = Rest.mean(run for _, run in self._reference_runs()) if self.ablation == "mean" else None
-        for rows, run in pair_runs(self.vae, self.pairs, self.chain):
+        for rows, run in pair_runs(self.vae, self.pairs, self.wiring):
             yield rows, run, average or (Rest.zero(run) if self.ablation == "zero" else Rest.base(run))
 
     def read(self, sets: Sequence[EdgeSet], progress: Progress | None = None) -> Readings:
@@ -184,7 +184,7 @@ class EdgeSets:
 
     def _reference_runs(self) -> Iterator[tuple[slice, PairRun]]:
         pairs = self.pairs if self.reference is None else Pairs(self.reference, self.reference)
-        return pair_runs(self.vae, pairs, self.chain)
+        return pair_runs(self.vae, pairs, self.wiring)
 
 
 def checked_circuit(circuit: object) -> nx.DiGraph:

@@ -1,82 +1,24 @@
-"""`EdgeScores`: what each edge of a VAE carries, pair by pair; and the edges there are."""
+"""`EdgeScores`: what each edge of a VAE carries, pair by pair."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int, Shaped
-from torch import Tensor
 
-from nnsight_vae.circuits.contributions import weight_grid
-from nnsight_vae.circuits.layers import Chain, Node
+from nnsight_vae.circuits.comparison import Comparison, compared
+from nnsight_vae.circuits.nodes import Node
+from nnsight_vae.errors import CircuitError
 from nnsight_vae.stats import intervals
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _CANCELLED = 0.01  # a mean total effect below this share of its mean size is the sum of pairs that cancel
-
-
-@dataclass(frozen=True)
-class Cut:
-    """All edges between one column of nodes and the next: together they carry everything.
-
-    Attributes:
-        name: `"encoder.0 -> encoder.2"`.
-        sources, targets: the nodes on both sides.
-        ends: (source, target) positions of each edge.
-        edge_of: for each layer of the cut, the edge of every entry of its weight; -1 for none.
-    """
-
-    name: str
-    sources: tuple[Node, ...]
-    targets: tuple[Node, ...]
-    ends: Int[np.ndarray, "edge 2"]
-    edge_of: tuple[Int[Tensor, "a b"], ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-
-def cuts_of(chain: Chain, factor: str, readouts: Sequence[str]) -> tuple[Cut, ...]:
-    """The cuts of a chain: factor to input units, layer by layer, last units to readouts."""
-    columns = chain.columns
-    source = (Node(f"factor:{factor}", "factor", None, None, "factor", 0),)
-    last = len(columns) + 1
-    sinks = tuple(Node(f"readout:{name}", "readout", None, None, "readout", last) for name in readouts)
-    cuts = [_cut(source, columns[0].nodes, _all_pairs(1, len(columns[0].nodes)))]
-    for i in range(1, len(columns)):
-        before, after = columns[i - 1], columns[i]
-        keys, n_after = [], len(after.nodes)
-        for layer, owners in zip(chain.layers[i], after.owners, strict=True):
-            units, ports = weight_grid(layer)
-            sources, targets = before.ports[ports], owners[units]
-            keys.append(torch.where((sources >= 0) & (targets >= 0), sources * n_after + targets, -1))
-        present = torch.cat([key.flatten() for key in keys]).unique()
-        present = present[present >= 0]
-        edge_of = tuple(torch.where(key >= 0, torch.searchsorted(present, key), -1) for key in keys)
-        ends = torch.stack([present // n_after, present % n_after], dim=1).numpy()
-        cuts.append(_cut(before.nodes, after.nodes, ends, edge_of))
-    cuts.append(_cut(columns[-1].nodes, sinks, _all_pairs(len(columns[-1].nodes), len(sinks))))
-    return tuple(cuts)
-
-
-def _cut(sources: tuple[Node, ...], targets: tuple[Node, ...], ends: np.ndarray, *edge_of: Any) -> Cut:
-    return Cut(f"{_column_name(sources)} -> {_column_name(targets)}", sources, targets, ends, *edge_of)
-
-
-def _column_name(nodes: tuple[Node, ...]) -> str:
-    if not nodes:
-        return "nothing"
-    return nodes[0].site or (nodes[0].id if len(nodes) == 1 else f"{nodes[0].kind}s")
-
-
-def _all_pairs(n: int, m: int) -> Int[np.ndarray, "edge 2"]:
-    return np.stack(np.meshgrid(np.arange(n), np.arange(m), indexing="ij"), axis=-1).reshape(-1, 2)
 
 
 class Completeness(NamedTuple):
@@ -117,6 +59,8 @@ class EdgeScores:
         groups: id of the base image of each pair; None: every pair has its own.
         source_groups: id of the source image of each pair; None: sources are not reused.
         provenance: model fingerprint, pairs, readout, quadrature, versions; plain JSON data.
+        bypass: effect that goes past each cut's level by skip connections, with `ig`; 0 in a chain, and with other methods.
+        bypassed: names of the cuts past whose level something goes.
         sizes: edges that the model has in each cut, where only some were asked for; empty: all were scored.
         beside: scores of methods that intervene on nothing, `weight` and `correlation`; see `baselines`.
         parts: of scores that are the mean of two, both: `noising` and `denoising`, or the gradients at `base` and `source`.
@@ -137,6 +81,8 @@ class EdgeScores:
     groups: Shaped[np.ndarray, " pair"] | None = None
     source_groups: Shaped[np.ndarray, " pair"] | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
+    bypass: Float[np.ndarray, "cut target pair"] | None = None
+    bypassed: tuple[str, ...] = ()
     sizes: tuple[int, ...] = ()
     beside: dict[str, Float[np.ndarray, "edge target"]] = field(default_factory=dict)
     parts: dict[str, EdgeScores] = field(default_factory=dict)
@@ -174,12 +120,12 @@ class EdgeScores:
 
     @property
     def completeness(self) -> tuple[Completeness, ...]:
-        """For every cut and target, how far its edges are from summing to the total effect.
+        """For every cut and target, how far its edges, with what bypasses them, are from summing to the total effect.
 
         For `ig`, whose scores must sum to the total effect, `error` is what calibration left and `quadrature` what it took
         out: the sum is right by construction, so judge by the latter whether more nodes are needed. For other methods
-        `error` says how much interactions and saturation matter. Undefined where the total effect is 0 or cancels, and for
-        cuts of which only some edges were scored.
+        `error` says how much interactions and saturation matter. Undefined where the total effect is 0 or cancels, for
+        cuts of which only some edges were scored, and, but for `ig`, for cuts past which connections skip.
         """
         mean, rows = self.mean(), []
         for t, readout in enumerate(self.readouts):
@@ -196,12 +142,63 @@ class EdgeScores:
                     if self.sizes and scored < self.sizes[c]
                     else ""
                 )
+                if not partial and cut in self.bypassed and self.method != "ig":
+                    partial = "connections skip this level, and only method='ig' tells what they carry"
                 if reason or partial:
                     rows.append(Completeness(cut, readout, None, None, reason or partial))
                     continue
-                error = float(abs(mean[self.cut_of == c, t].sum() - total) / abs(total))
+                past = 0.0 if self.bypass is None else self.bypass[c, t].mean(dtype=np.float64)
+                error = float(abs(mean[self.cut_of == c, t].sum() + past - total) / abs(total))
                 rows.append(Completeness(cut, readout, error, float(np.abs(self.gaps[c, t]).mean() / abs(total)), ""))
         return tuple(rows)
+
+    def baselines(self, top: float = 0.1) -> tuple[Comparison, ...]:
+        """How much of the ranking of edges is told by scores that intervene on nothing, cut by cut and over all edges.
+
+        Weights of different layers have no common scale, and what goes together in clean runs need not act, so a method that
+        finds no other edges than these has found nothing about the effect.
+
+        Args:
+            top: share of the edges that count as the strongest.
+
+        Raises:
+            CircuitError: a share out of range.
+
+        Example:
+            >>> import torch
+            >>> from nnsight_vae import VAE, Pairs, readouts
+            >>> from nnsight_vae.circuits import score_edges
+            >>> from nnsight_vae.models import MLPVAE
+            >>> vae = VAE(MLPVAE(image_shape=(1, 4, 4), latent=2, hidden=(4,)))
+            >>> pairs = Pairs(torch.zeros(8, 1, 4, 4), torch.ones(8, 1, 4, 4), factor="light")
+            >>> scores = score_edges(vae, pairs, readouts.Region({"top": (slice(0, 2), slice(None))}))
+            >>> [row.baseline for row in scores.baselines() if row.cut == "all"]
+            ['weight', 'correlation', 'random']
+        """
+        if not 0 < top <= 1:
+            raise CircuitError(f"top={top}: expected a share of the edges, in (0, 1].")
+        return compared(self, top)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything to an `.npz` file (plain arrays and a JSON header, nothing pickled), whole or not at all.
+
+        Raises:
+            DataError: the folder does not exist or cannot be written to.
+        """
+        from nnsight_vae.circuits import edges_file
+
+        edges_file.write(self, Path(path))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> EdgeScores:
+        """Read edge scores written by `save`.
+
+        Raises:
+            DataError: the file is missing, unreadable, or not edge scores of a known version.
+        """
+        from nnsight_vae.circuits import edges_file
+
+        return edges_file.read(Path(path))
 
     def to_frame(self, *, level: float = 0.95, n_boot: int = 2000, seed: int = 0) -> pd.DataFrame:
         """One row per edge and target: source, target, readout, effect, ci_low, ci_high, estimand, method, cut.

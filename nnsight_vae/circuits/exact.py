@@ -7,15 +7,15 @@ an activation is deaf to the change.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from nnsight_vae.circuits.contributions import apply, port_axis
-from nnsight_vae.circuits.edges import Cut
+from nnsight_vae.circuits.contributions import apply
+from nnsight_vae.circuits.cuts import Block, Cut
 from nnsight_vae.circuits.pair_run import PairRun, read
 from nnsight_vae.donors import Joint, Replacement
 from nnsight_vae.engine import CHUNK_BYTES, Sweep
@@ -27,33 +27,25 @@ from nnsight_vae.sites import Selection
 
 @torch.no_grad()
 def patched(
-    run: PairRun,
-    cut: Cut,
-    column: int,
-    readout: Readout,
-    edges: Int[np.ndarray, " some"],
-    advance: Callable[[int], None],
+    run: PairRun, cut: Cut, readout: Readout, edges: Int[np.ndarray, " some"], advance: Callable[[int], None]
 ) -> Float[Tensor, "some target pair"]:
-    """m(base; p_v += dc_uv) - m(base) of some edges u -> v into one column.
+    """m(base; p_v += dc_uv) - m(base) of some edges u -> v of a cut, dc_uv what v takes in more as u alone goes to the source.
 
     Args:
         run: the pairs; reversed, the result is minus the denoising effect.
-        cut: the edges into the column.
-        column: which one; the one after the last is the readout.
+        cut: the edges.
         readout: m.
         edges: positions in the cut.
         advance: called with the number of (edge, pair) rows just finished.
     """
-    if column == len(run.chain.columns):
+    if cut.readers == (len(run.wiring.columns),):
         return _patched_readout(run, cut, readout, edges, advance)
-    clean = run.base
+    clean, reads = run.base, run.wiring.reads
     unpatched = read(readout, run.base_inputs[-1])
     result = unpatched.new_empty(len(edges), len(clean), len(readout.names))
-    sweep = Sweep(clean, readout, clean.vae.layout(clean.x).paths[run.chain.reads])
-    for chosen, joints in _plans(run, cut, column, edges):
-        groups = [
-            Group.of(clean.vae, clean.x, clean.eps, joints, members, run.chain.reads) for members in by_sites(joints)
-        ]
+    sweep = Sweep(clean, readout, clean.vae.layout(clean.x).paths[reads])
+    for chosen, joints in _plans(run, cut, edges):
+        groups = [Group.of(clean.vae, clean.x, clean.eps, joints, members, reads) for members in by_sites(joints)]
         for members, examples, values in sweep.results(groups, _as_given):
             result[chosen[members], examples] = values - unpatched[examples]
             advance(len(values))
@@ -64,29 +56,28 @@ def _patched_readout(
     run: PairRun, cut: Cut, readout: Readout, edges: Int[np.ndarray, " some"], advance: Callable[[int], None]
 ) -> Float[Tensor, "some target pair"]:
     """Each unit moves on its own in what the readout reads; an edge into one target is 0 on the others."""
-    base, change, ports = run.base_inputs[-1], run.change(-1), run.chain.columns[-1].ports
-    unpatched = read(readout, base)
+    unpatched = read(readout, run.base_inputs[-1])
     result = unpatched.new_zeros(len(edges), len(readout.names), len(run))
-    for source in np.unique(cut.ends[edges, 0]):
-        share = (read(readout, base + only(change, 1, ports, int(source))) - unpatched).T
-        for position in np.flatnonzero(cut.ends[edges, 0] == source):
-            target = cut.ends[edges[position], 1]
+    for block, node, wanted in _by_source(cut, edges):
+        moved = run.moved_alone(block.reader, block.route, node)
+        share = (read(readout, run.base_inputs[-1] + moved) - unpatched).T
+        for target, position in wanted:
             result[position, target] = share[target]
             advance(len(run))
     return result
 
 
-def _plans(
-    run: PairRun, cut: Cut, column: int, edges: Int[np.ndarray, " some"]
-) -> Iterator[tuple[Int[Tensor, " k"], list[Joint]]]:
+def _plans(run: PairRun, cut: Cut, edges: Int[np.ndarray, " some"]) -> Iterator[tuple[Int[Tensor, " k"], list[Joint]]]:
     """The interventions of some edges at a time, source by source, so few that what they add stays within `CHUNK_BYTES`."""
     chosen, joints, held = [], [], 0
-    for source in np.unique(cut.ends[edges, 0]):
-        added = _arriving(run, column, int(source))
-        for position in np.flatnonzero(cut.ends[edges, 0] == source):
-            joints.append(_joint(run, column, int(cut.ends[edges[position], 1]), added))
+    for block, node, wanted in _by_source(cut, edges):
+        added = run.moved_alone(block.reader, block.route, node)
+        if block.layer is not None:
+            added = apply(block.layer, added)
+        for target, position in wanted:
+            joints.append(_joint(run, block, target, added))
             chosen.append(position)
-        held += sum(tensor.numel() * tensor.element_size() for tensor in added)
+        held += added.numel() * added.element_size()
         if held >= CHUNK_BYTES:
             yield torch.tensor(chosen), joints
             chosen, joints, held = [], [], 0
@@ -94,32 +85,23 @@ def _plans(
         yield torch.tensor(chosen), joints
 
 
-def _arriving(run: PairRun, column: int, source: int) -> list[Float[Tensor, "n ..."]]:
-    """What a source node adds to each output of a column when it alone moves from base to source."""
-    if column == 0:
-        return [run.source.outputs["tap_input"] - run.base.outputs["tap_input"]]
-    layers, change = run.chain.layers[column], run.change(column - 1)
-    moved = only(change, port_axis(layers[0], change), run.chain.columns[column - 1].ports, source)
-    return [apply(layer, moved) for layer in layers]
+def _by_source(cut: Cut, edges: Int[np.ndarray, " some"]) -> Iterator[tuple[Block, int, list[tuple[int, int]]]]:
+    """Each block and node with edges among some: their targets and positions among the some."""
+    position = {edge: i for i, edge in enumerate(edges.tolist())}
+    for block in cut.blocks:
+        for node, row in enumerate(block.edges.tolist()):
+            wanted = [(target, position[edge]) for target, edge in enumerate(row) if edge in position]
+            if wanted:
+                yield block, node, wanted
 
 
-def _joint(run: PairRun, column: int, target: int, added: Sequence[Tensor]) -> Joint:
-    """What arrives at a node, as an addition to each site that has units of it."""
-    joint: dict[Selection, Intervention] = {}
-    to = run.chain.columns[column]
+def _joint(run: PairRun, block: Block, target: int, added: Float[Tensor, "n ..."]) -> Joint:
+    """What arrives at a node, as an addition to its units."""
+    to = run.wiring.columns[block.reader]
     names = {path: name for name, path in run.base.vae.layout(run.base.x).paths.items()}
-    for path, axis, owners, tensor in zip(to.paths, to.axes, to.owners, added, strict=True):
-        units = (owners == target).nonzero().flatten()
-        if len(units):
-            joint[Selection(names[path], tuple(units.tolist()))] = Add(tensor.movedim(axis, 1)[:, units])
-    return joint
+    units = (to.owners == target).nonzero().flatten()
+    return {Selection(names[to.path], tuple(units.tolist())): Add(added.movedim(to.axis, 1)[:, units])}
 
 
 def _as_given(selection: Selection, intervention: Intervention) -> Replacement:
     return Replacement(1.0, intervention.delta)  # type: ignore[attr-defined]
-
-
-def only(tensor: Tensor, axis: int, owners: Int[Tensor, " unit"], node: int) -> Tensor:
-    """The tensor with everything set to 0 that is not the node's."""
-    mask = (owners == node).to(tensor)
-    return tensor * mask.view([-1 if a == axis else 1 for a in range(tensor.ndim)])

@@ -32,33 +32,34 @@ _ANYWHERE = (
 
 
 class FlatPairs:
-    """Looks at the readout's gradient in every pair, and says in the end where it was flat.
+    """Looks at the readout's gradient in every pair, and says in the end where it was flat wherever a method looked.
 
     From base to source a target changes by TE = <mean gradient on the way, change of what is read>, so the mean gradient is at least
     |TE| / |change| long. A pair counts as flat where the gradient that is used is below 1e-4 of that.
 
     Args:
         readout: what is measured.
-        part: where gradients are taken: `base`, `source`, or several points of a path.
+        where: gradients are taken: at `base`, at `source`, or at several points of a path.
     """
 
-    def __init__(self, readout: Readout, part: str) -> None:
+    def __init__(self, readout: Readout, where: str) -> None:
         self.names = readout.names
         self.readout = readout
-        self.what, self.remedy = _REMEDIES.get(part, _ANYWHERE)
-        self._changes: list[Bool[Tensor, "target pair"]] = []
-        self._flat: list[Bool[Tensor, "target pair"]] = []
+        self.what, self.remedy = _REMEDIES.get(where, _ANYWHERE)
+        # part of the method -> what it saw, some pairs at a time
+        self._changes: dict[str, list[Bool[Tensor, "target pair"]]] = {}
+        self._flat: dict[str, list[Bool[Tensor, "target pair"]]] = {}
 
     @torch.no_grad()
-    def add(self, run: PairRun, gradients: Sequence[Tensor]) -> None:
-        """Take in each target's gradient with respect to what the readout reads."""
+    def add(self, part: str, run: PairRun, gradients: Sequence[Tensor]) -> None:
+        """Take in each target's gradient with respect to what the readout reads, as one part of the method takes it."""
         ends = [read(self.readout, inputs[-1]) for inputs in (run.base_inputs, run.source_inputs)]
         effect = (ends[1] - ends[0]).T.abs()
         rounding = 16 * torch.finfo(effect.dtype).eps * ends[0].abs().amax(0)[:, None]
-        least = _FLAT * effect / run.change(-1).flatten(1).norm(dim=1)
+        least = _FLAT * effect / run.taken(-1).flatten(1).norm(dim=1)
         slopes = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients])
-        self._changes.append(effect > rounding)
-        self._flat.append((effect > rounding) & (slopes < least))
+        self._changes.setdefault(part, []).append(effect > rounding)
+        self._flat.setdefault(part, []).append((effect > rounding) & (slopes < least))
 
     def report(self) -> None:
         """Say which targets are flat, if any.
@@ -69,7 +70,10 @@ class FlatPairs:
         Warns:
             NnsightVaeWarning: a target is flat in some pairs.
         """
-        changes, flat = (torch.cat(parts, dim=1).sum(1).cpu().numpy() for parts in (self._changes, self._flat))
+        changes, flat = (
+            torch.stack([torch.cat(chunks, dim=1) for chunks in seen.values()]).all(0).sum(1).cpu().numpy()
+            for seen in (self._changes, self._flat)
+        )
         blind = [name for name, some, all_ in zip(self.names, flat, changes, strict=True) if 0 < some == all_]
         if blind:
             raise ReadoutError(

@@ -48,7 +48,7 @@ class Generative:
 
         0: the circuit generates what the source run does. 1: no better than nothing. None where the runs do not differ.
         """
-        found = {}
+        found: dict[str, Proportion] = {}
         for name, left, all_of_it in (
             ("pixels", self.mse, self.mse_nothing),
             ("latent", self.kl, self.kl_nothing),
@@ -87,7 +87,7 @@ def generative_scores(sets: EdgeSets, circuit: EdgeSet) -> Generative:
 
     Returns: distances for every pair.
     """
-    has_image = sets.chain.reads == "output"
+    has_image = sets.wiring.reads == "output"
     n = len(sets.pairs)
     mse, kl = np.empty((2, n)), np.empty((2, n))
     has_posterior = True
@@ -102,9 +102,15 @@ def generative_scores(sets: EdgeSets, circuit: EdgeSet) -> Generative:
                     mse[i, rows] = _mean_square(at["output"] - run.source.at("output"))
                 if has_posterior:
                     kl[i, rows] = _kl(at, run).cpu()
-    images, posteriors = (mse if has_image else (None, None)), (kl if has_posterior else (None, None))
     posterior = "mu" if sets.pairs.eps is None else "mu and logvar"
-    return Generative(*images, *posteriors, *sets.pairs.cluster_ids, posterior)
+    return Generative(
+        mse[0] if has_image else None,
+        mse[1] if has_image else None,
+        kl[0] if has_posterior else None,
+        kl[1] if has_posterior else None,
+        *sets.pairs.cluster_ids,
+        posterior,
+    )
 
 
 def _mean_square(difference: Tensor) -> np.ndarray:

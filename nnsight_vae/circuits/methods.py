@@ -11,12 +11,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from nnsight_vae.circuits.edges import Cut
+from nnsight_vae.circuits.contraction import ByTarget, contracted
+from nnsight_vae.circuits.cuts import Cut
 from nnsight_vae.circuits.exact import patched
 from nnsight_vae.circuits.flat import FlatPairs
-from nnsight_vae.circuits.gradients import ByTarget, along_column, along_inputs, contracted
+from nnsight_vae.circuits.gradients import along_inputs, along_level, at_inputs
 from nnsight_vae.circuits.pair_run import PairRun, read
-from nnsight_vae.circuits.quadrature import Rule, gauss_legendre
+from nnsight_vae.circuits.quadrature import Rule, gauss_legendre, gauss_lobatto
 from nnsight_vae.errors import CircuitError
 from nnsight_vae.readouts import Readout
 
@@ -46,10 +47,12 @@ class CutScores(NamedTuple):
     Attributes:
         values: [edge, target, pair].
         gap: what plain quadrature is off by in the total effect of each pair; 0 for other methods than `ig`.
+        bypass: the effect that goes past the level; 0 for other methods than `ig`.
     """
 
     values: Float[Tensor, "edge target pair"]
     gap: Float[Tensor, "target pair"]
+    bypass: Float[Tensor, "target pair"]
 
 
 Advance = Callable[[int], None]  # told the number of (edge, pair) rows just finished
@@ -75,8 +78,9 @@ class Scoring:
             value, choices = getattr(self, name), get_args(known)
             if value not in choices:
                 raise CircuitError(f"{name}={value!r} is unknown; expected {', '.join(map(repr, choices))}.")
-        if isinstance(self.nodes, bool) or not isinstance(self.nodes, int) or self.nodes < 1:
-            raise CircuitError(f"nodes={self.nodes!r}: expected a positive number of quadrature nodes.")
+        least = 2 if self.method == "ig" else 1
+        if isinstance(self.nodes, bool) or not isinstance(self.nodes, int) or self.nodes < least:
+            raise CircuitError(f"nodes={self.nodes!r}: expected {least} or more quadrature nodes, in whole numbers.")
 
     @property
     def variant(self) -> str:
@@ -95,7 +99,7 @@ class Scoring:
             "exact": {"direction": self.direction},
             "eap": {"at": self.at},
             "eap-ig": {"nodes": self.nodes, "quadrature": "Gauss-Legendre"},
-            "ig": {"nodes": self.nodes, "quadrature": "Gauss-Legendre, calibrated to the total effect"},
+            "ig": {"nodes": self.nodes, "quadrature": "Gauss-Lobatto, calibrated to the total effect"},
             "random": {"seed": self.seed},
         }
         return options.get(self.method, {})
@@ -129,13 +133,16 @@ class Scoring:
         if self.method == "exact":
             yield from _patched(run, readout, cuts, wanted, part == "denoising", advance)
             return
-        rule = _RULES.get(part) or gauss_legendre(self.nodes)
-        gradients = (_layerwise if self.method == "ig" else _in_one_pass)(run, readout, rule)
-        for i, (there, gap) in zip(reversed(range(len(cuts))), gradients, strict=True):
+        gradients = (
+            _layerwise(run, readout, gauss_lobatto(self.nodes))
+            if self.method == "ig"
+            else _in_one_pass(run, readout, _RULES.get(part) or gauss_legendre(self.nodes))
+        )
+        for i, (there, gap, bypass) in zip(reversed(range(len(cuts))), gradients, strict=True):
             if flat is not None and i == len(cuts) - 1:
-                flat.add(run, [of_target[0] for of_target in there])
+                flat.add(part, run, [of_target[0] for of_target in there])
             some = torch.as_tensor(wanted[i], device=gap.device)
-            yield CutScores(contracted(run, cuts[i], i, there)[some], gap)
+            yield CutScores(contracted(run, cuts[i], there)[some], gap, bypass)
             advance(len(some) * len(run))
 
 
@@ -150,23 +157,43 @@ def _patched(
     """A run for every edge: into the base run, or, for minus the effect, into the source run."""
     sign, receiver = (-1, run.reversed()) if denoise else (1, run)
     for i in reversed(range(len(cuts))):
-        values = sign * patched(receiver, cuts[i], i, readout, wanted[i], advance)
-        yield CutScores(values, values.new_zeros(values.shape[1:]))
+        values = sign * patched(receiver, cuts[i], readout, wanted[i], advance)
+        none = values.new_zeros(values.shape[1:])
+        yield CutScores(values, none, none)
 
 
-_Gradients = Iterator[tuple[ByTarget, Float[Tensor, "target pair"]]]  # at each cut, with the error of plain quadrature
+class _Level(NamedTuple):
+    """What an effect through one level is made of.
+
+    Attributes:
+        gradients: of each target in the columns of the level.
+        gap: error of plain quadrature.
+        bypass: what goes past the level.
+    """
+
+    gradients: ByTarget
+    gap: Float[Tensor, "target pair"]
+    bypass: Float[Tensor, "target pair"]
 
 
-def _layerwise(run: PairRun, readout: Readout, rule: Rule) -> _Gradients:
+def _layerwise(run: PairRun, readout: Readout, rule: Rule) -> Iterator[_Level]:
     total = total_effect(run, readout)
-    for column in reversed(range(len(run.chain.columns) + 1)):
-        yield along_column(run, column, readout, rule, total)
+    ends = at_inputs(run, readout, (0.0, 1.0))
+    for level in reversed(range(len(ends))):
+        found = along_level(run, level, readout, rule, ends.pop(), total)
+        alive = run.wiring.alive(level)
+        of_level = [of_target[: len(of_target) - len(alive)] for of_target in found.means]
+        bypass = torch.zeros_like(total)
+        for i, column in enumerate(reversed(alive), start=1):
+            change = run.given(column)
+            bypass += torch.stack([(of_target[-i] * change).flatten(1).sum(1) for of_target in found.means])
+        yield _Level(of_level, found.gap, bypass)
 
 
-def _in_one_pass(run: PairRun, readout: Readout, rule: Rule) -> _Gradients:
-    no_gap = torch.zeros_like(total_effect(run, readout))
+def _in_one_pass(run: PairRun, readout: Readout, rule: Rule) -> Iterator[_Level]:
+    none = torch.zeros_like(total_effect(run, readout))
     for gradients in reversed(along_inputs(run, readout, rule)):
-        yield gradients, no_gap
+        yield _Level(gradients, none, none)
 
 
 def total_effect(run: PairRun, readout: Readout) -> Float[Tensor, "target pair"]:

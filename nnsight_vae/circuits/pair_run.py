@@ -1,4 +1,4 @@
-"""The two clean runs of some pairs, and what every layer of the chain took in and gave out in both."""
+"""The two clean runs of some pairs, and what every layer took in and gave out in both."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnsight_vae.circuits.contributions import apply, port_axis, with_bias
-from nnsight_vae.circuits.layers import Chain
+from nnsight_vae.circuits.local_maps import NODES, Part, State, moved_alone, parts_between
+from nnsight_vae.circuits.nodes import Route
+from nnsight_vae.circuits.wiring import Wiring
 from nnsight_vae.engine import CHUNK_BYTES, MIN_ROWS, checked_batch
 from nnsight_vae.errors import CircuitError, ReadoutError
 from nnsight_vae.pairs import Pairs
@@ -26,13 +28,12 @@ class PairRun:
     """Some pairs, run on both sides.
 
     Attributes:
-        chain: the columns of the model.
+        wiring: the columns of the model.
         base, source: the clean runs.
-        base_inputs, source_inputs: what reads each column takes in (the next layer's input; at the end, what the
-            readout reads), one tensor per column.
+        base_inputs, source_inputs: what each column's module takes in (the images, for the first); last, what the readout reads.
     """
 
-    chain: Chain
+    wiring: Wiring
     base: CleanRun
     source: CleanRun
     base_inputs: tuple[Tensor, ...]
@@ -41,67 +42,101 @@ class PairRun:
     def __len__(self) -> int:
         return len(self.base)
 
-    def change(self, column: int) -> Tensor:
-        """Change from base to source of the column as its reader sees it."""
-        return self.source_inputs[column] - self.base_inputs[column]
+    def taken(self, reader: int) -> Tensor:
+        """Change from base to source of what a column's module takes in; the number after the last is the readout."""
+        return self.source_inputs[reader] - self.base_inputs[reader]
+
+    def given(self, column: int) -> Tensor:
+        """Change from base to source of what a column's module gives: of the pre-activations of its nodes."""
+        path = self.wiring.columns[column].path
+        return self.source.outputs[path] - self.base.outputs[path]
+
+    def parts(self, reader: int) -> Iterator[Part]:
+        """The change of what a reader takes in, part by part, each due to other nodes; they sum to `taken`."""
+        return parts_between(self.base, self.wiring, reader, *self._ends(reader))
+
+    def moved_alone(self, reader: int, route: Route, node: int) -> Tensor:
+        """Change of what a reader takes in when one node alone goes from base to source."""
+        return moved_alone(self.base, self.wiring, reader, route, node, *self._ends(reader))
+
+    def _ends(self, reader: int) -> tuple[State, State]:
+        """What a reader's parents give and what it takes in, on both sides."""
+        parents = {route.parent: self.wiring.columns[route.parent].path for route in self.wiring.routes(reader)}
+        sides = ((self.base, self.base_inputs), (self.source, self.source_inputs))
+        base, source = (
+            State({parent: run.outputs[path] for parent, path in parents.items()}, inputs[reader])
+            for run, inputs in sides
+        )
+        return base, source
 
     def reversed(self) -> PairRun:
         """The same pairs with base and source exchanged."""
-        return PairRun(self.chain, self.source, self.base, self.source_inputs, self.base_inputs)
+        return PairRun(self.wiring, self.source, self.base, self.source_inputs, self.base_inputs)
 
 
-def pair_runs(vae: VAE, pairs: Pairs, chain: Chain) -> Iterator[tuple[slice, PairRun]]:
+def pair_runs(vae: VAE, pairs: Pairs, wiring: Wiring) -> Iterator[tuple[slice, PairRun]]:
     """Chunks of the pairs, small enough for all activations to stay in memory, with their runs.
 
     Raises:
         CircuitError: a layer's output is not what its weight makes of its input, or something changes at its input that
-            no unit of the column before it reaches.
+            no unit of a column before it reaches.
     """
     base, eps = checked_batch(vae, pairs.base, pairs.eps)
     source, _ = checked_batch(vae, pairs.source, None)
     largest = max(torch.Size(f.shape[1:]).numel() for f in vae.layout(base).firings.values() if f.shape)
     step = max(MIN_ROWS, CHUNK_BYTES // (largest * base.element_size()))
+    if not wiring.plain:
+        step = max(1, step // NODES)  # paths through local maps take all their nodes at once
     for start in range(0, len(base), step):
         rows = slice(start, min(start + step, len(base)))
         noise = None if eps is None else eps[rows]
         with torch.no_grad():
             clean, other = (clean_run(vae, x[rows], noise) for x in (base, source))
-            run = PairRun(chain, clean, other, _inputs(vae, clean, chain), _inputs(vae, other, chain))
+            run = PairRun(wiring, clean, other, _inputs(vae, clean, wiring), _inputs(vae, other, wiring))
         _check_layers(run)
+        _check_routes(run)
         yield rows, run
 
 
-def _inputs(vae: VAE, run: CleanRun, chain: Chain) -> tuple[Tensor, ...]:
+def _inputs(vae: VAE, run: CleanRun, wiring: Wiring) -> tuple[Tensor, ...]:
     layout = vae.layout(run.x)
     kept: dict[str, Tensor] = {}
 
     def keep(path: str) -> Callable[[], None]:
         return lambda: kept.__setitem__(path, vae.envoy_at(path).input)
 
-    readers = [column.paths[0] for column in chain.columns[1:]]
+    readers = [column.path for column in wiring.columns]
     trace_events(
         vae, "__call__", (run.x,), [(layout.firings[path].started, keep(path)) for path in readers], eps=run.eps
     )
-    return (*(kept[path] for path in readers), run.outputs[layout.paths[chain.reads]])
+    return (*(kept[path] for path in readers), run.outputs[layout.paths[wiring.reads]])
 
 
 def _check_layers(run: PairRun) -> None:
-    for i, (column, layers) in enumerate(zip(run.chain.columns, run.chain.layers, strict=True)):
-        for path, layer in zip(column.paths, layers, strict=False):
-            computed, given = with_bias(layer, apply(layer, run.base_inputs[i - 1])), run.base.outputs[path]
-            if computed.shape != given.shape or not torch.allclose(
-                computed, given, rtol=_EXACT, atol=_EXACT * float(given.abs().max())
-            ):
-                raise CircuitError(
-                    f"the output of {path.removeprefix('model.')!r} is not what a {type(layer).__name__} makes of its input with this "
-                    "weight and bias (an overridden forward, or a hook), so its edges cannot be told apart."
-                )
-        change = run.change(i)
-        axis = port_axis(run.chain.layers[i + 1][0], change) if i + 1 < len(run.chain.layers) else 1
-        orphan = column.ports.to(change.device) < 0
-        if bool(orphan.any()) and bool(change.movedim(axis, 0)[orphan].any()):
+    for taken, column in zip(run.base_inputs, run.wiring.columns, strict=False):
+        if column.layer is None:
+            continue
+        computed, given = with_bias(column.layer, apply(column.layer, taken)), run.base.outputs[column.path]
+        if computed.shape != given.shape or not torch.allclose(
+            computed, given, rtol=_EXACT, atol=_EXACT * float(given.abs().max())
+        ):
             raise CircuitError(
-                f"an input channel after {column.paths[0].removeprefix('model.')!r} changes between base and source though no unit reaches it."
+                f"the output of {column.path.removeprefix('model.')!r} is not what a {type(column.layer).__name__} makes of its input "
+                "with this weight and bias (an overridden forward, or a hook), so its edges cannot be told apart."
+            )
+
+
+def _check_routes(run: PairRun) -> None:
+    for reader in range(1, len(run.base_inputs)):
+        change, columns = run.taken(reader), run.wiring.columns
+        layer = columns[reader].layer if reader < len(columns) else None
+        reached = torch.stack([route.reach.any(0) for route in run.wiring.routes(reader)]).any(0)
+        orphan = ~reached.to(change.device)
+        if bool(orphan.any()) and bool(change.movedim(port_axis(layer, change), 0)[orphan].any()):
+            where = f"layer {columns[reader].path.removeprefix('model.')!r}" if layer is not None else "the readout"
+            raise CircuitError(
+                f"an input channel of {where} changes between base and source though no unit of "
+                f"{', '.join(repr(columns[r.parent].path.removeprefix('model.')) for r in run.wiring.routes(reader))} reaches it."
             )
 
 

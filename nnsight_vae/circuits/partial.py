@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from nnsight_vae.circuits.contributions import apply, masked_weight, with_bias
-from nnsight_vae.circuits.edges import Cut
+from nnsight_vae.circuits.contributions import apply, masked_weight, weight_grid, with_bias
+from nnsight_vae.circuits.cuts import Block, Cut
+from nnsight_vae.circuits.local_maps import Part, State, parts_between
 from nnsight_vae.circuits.pair_run import PairRun, read
 from nnsight_vae.errors import CircuitError
 from nnsight_vae.readouts import Readout
-from nnsight_vae.runs import Event, replace_event, trace_events
+from nnsight_vae.runs import Event, Write, replace_event, trace_events
 from nnsight_vae.vae import VAE
 
 
@@ -65,18 +66,20 @@ class Rest(NamedTuple):
 
     Attributes:
         outputs: module path -> what the module gives when every edge into it is at rest, bias included; `tap_input` too.
-        inputs: what reads each column (as `PairRun.base_inputs`) takes in at rest.
+        inputs: what each column's module takes in at rest and, last, what the readout reads (as `PairRun.base_inputs`).
+        states: module path -> what the module gives where what others add to it, or make of it, is at rest.
 
     Leading axes are those of the run or 1.
     """
 
     outputs: Mapping[str, Tensor]
     inputs: tuple[Tensor, ...]
+    states: Mapping[str, Tensor]
 
     @classmethod
     def base(cls, run: PairRun) -> Rest:
         """Each pair's own base run (resample ablation)."""
-        return cls(run.base.outputs, run.base_inputs)
+        return cls(run.base.outputs, run.base_inputs, run.base.outputs)
 
     @classmethod
     def mean(cls, runs: Iterable[PairRun]) -> Rest:
@@ -84,7 +87,7 @@ class Rest(NamedTuple):
         sums: dict[str | int, Tensor] = {}
         n = 0
         for run in runs:
-            paths = ["tap_input", *(path for column in run.chain.columns[1:] for path in column.paths)]
+            paths = [column.path for column in run.wiring.columns]
             seen = {path: run.base.outputs[path] for path in paths} | dict(enumerate(run.base_inputs))
             for key, value in seen.items():
                 total = value.sum(0, keepdim=True)
@@ -92,17 +95,19 @@ class Rest(NamedTuple):
             n += len(run)
         means = {key: total / n for key, total in sums.items()}
         outputs = {key: value for key, value in means.items() if isinstance(key, str)}
-        return cls(outputs, tuple(value for key, value in means.items() if isinstance(key, int)))
+        return cls(outputs, tuple(value for key, value in means.items() if isinstance(key, int)), outputs)
 
     @classmethod
     def zero(cls, run: PairRun) -> Rest:
         """Nothing (zero ablation): of a layer only the bias is left."""
-        chain = run.chain
-        outputs = {"tap_input": torch.zeros_like(run.base.x[:1])}
-        for column, layers in zip(chain.columns[1:], chain.layers[1:], strict=True):
-            for path, layer in zip(column.paths, layers, strict=True):
-                outputs[path] = with_bias(layer, torch.zeros_like(run.base.outputs[path][:1])).detach()
-        return cls(outputs, tuple(torch.zeros_like(value[:1]) for value in run.base_inputs))
+        states = {column.path: torch.zeros_like(run.base.outputs[column.path][:1]) for column in run.wiring.columns}
+        outputs = {
+            column.path: states[column.path]
+            if column.layer is None
+            else with_bias(column.layer, states[column.path]).detach()
+            for column in run.wiring.columns
+        }
+        return cls(outputs, tuple(torch.zeros_like(value[:1]) for value in run.base_inputs), states)
 
 
 def run_with(
@@ -116,26 +121,29 @@ def run_with(
 ) -> Float[Tensor, "n target"]:
     """The readout of the source run when only the kept edges carry the values of the run, and the others those at rest.
 
-    An edge u -> v at rest adds to v's pre-activation what u's value at rest makes of its weights. With no edge kept the result
-    is the readout at rest; with all of them it is that of the source run.
+    An edge u -> v at rest adds to v's pre-activation what u's value at rest makes of its weights. Where several nodes change what v
+    takes in, the difference between that in the run and at rest is shared out among them as in `local_maps`, and v takes in the
+    shares of the kept. With no edge kept the result is the readout at rest; with all of them it is that of the source run.
 
     Args:
         vae: the model.
         run: the pairs, run on both sides.
-        cuts: from `cuts_of(run.chain, ...)`.
+        cuts: from `cuts_of(run.wiring, ...)`.
         kept: for each cut, which of its edges are kept; or, as numbers, the share of its change that each carries, in which
             the result is differentiable.
         readout: what is read, its targets those of the last cut.
         rest: what the other edges carry; None: what they carried in the base run.
     """
-    rest = Rest.base(run) if rest is None else rest
-    reads = run.chain.reads
-    reached = reached_with(vae, run, cuts, kept, (reads,), rest=rest)[reads]
-    at_rest, ports = rest.inputs[-1], run.chain.columns[-1].ports
+    partial = _PartialRun(vae, run, cuts, kept, Rest.base(run) if rest is None else rest)
+    end = len(run.wiring.columns)
+    reached = partial.run([run.wiring.reads])[run.wiring.reads]
+    parts = list(partial.parts(end, reached))
     columns = []
     for t in range(len(readout.names)):
-        let_out = _unit_mask(cuts[-1], kept[-1], t, ports, reached, 1, into=True)
-        columns.append(read(readout, at_rest + (reached - at_rest) * let_out)[:, t])
+        given = partial.rest.inputs[-1]
+        for part in parts:
+            given = given + part.delta * partial.let_out(part, t)
+        columns.append(read(readout, given)[:, t])
     return torch.stack(columns, dim=1)
 
 
@@ -153,62 +161,130 @@ def reached_with(
     Args:
         vae: the model.
         run: the pairs, run on both sides.
-        cuts: from `cuts_of(run.chain, ...)`.
+        cuts: from `cuts_of(run.wiring, ...)`.
         kept: for each cut, which of its edges are kept, or shares, as in `run_with`.
         sites: such as `"output"`, `"latent.mu"`.
         rest: what the other edges carry; None: what they carried in the base run.
     """
-    rest = Rest.base(run) if rest is None else rest
-    chain, layout = run.chain, vae.layout(run.base.x)
-    firings = layout.firings
-    taken: dict[int, Tensor] = {}
-    reached: dict[str, Tensor] = {}
-    x_rest = rest.outputs["tap_input"]
-    let_in = _unit_mask(cuts[0], kept[0], 0, chain.columns[0].owners[0], run.source.x, 1)
-    events: list[Event] = [
-        (firings["tap_input"].finished, replace_event(vae, "tap_input", lambda x: x_rest + (x - x_rest) * let_in)),
-    ]
-
-    def take(path: str, column: int) -> Callable[[], None]:
-        return lambda: taken.__setitem__(column, vae.envoy_at(path).input)
-
-    for i in range(1, len(chain.columns)):
-        column = chain.columns[i]
-        events.append((firings[column.paths[0]].started, take(column.paths[0], i)))
-        for path, layer, edge_of in zip(column.paths, chain.layers[i], cuts[i].edge_of, strict=True):
-            keep = torch.where(edge_of >= 0, kept[i][edge_of.clamp(min=0)], True)  # what is no edge cannot be cut
-            weight = masked_weight(layer, keep)
-
-            def write(
-                value: Tensor, i: int = i, path: str = path, layer: object = layer, weight: Tensor = weight
-            ) -> Tensor:
-                return rest.outputs[path] + apply(layer, taken[i] - rest.inputs[i - 1], weight)  # type: ignore[arg-type]
-
-            events.append((firings[path].finished, replace_event(vae, path, write)))
-
-    def listen(site: str) -> Callable[[], None]:
-        return lambda: reached.__setitem__(site, vae.envoy_at(layout.paths[site]).output)
-
-    events += [(firings[layout.paths[site]].finished, listen(site)) for site in sites]
-    trace_events(vae, "__call__", (run.source.x,), events, eps=run.source.eps)
-    return reached
+    return _PartialRun(vae, run, cuts, kept, Rest.base(run) if rest is None else rest).run(sites)
 
 
-def _unit_mask(
-    cut: Cut,
-    kept: Bool[Tensor, " edge"] | Float[Tensor, " edge"],
-    end: int,
-    owners: Tensor,
-    like: Tensor,
-    axis: int,
-    *,
-    into: bool = False,
-) -> Tensor:
-    """1 at the units whose edge from (or `into`) the node `end` is kept, shaped to multiply `like`."""
-    fixed, free = (1, 0) if into else (0, 1)
-    chosen = torch.from_numpy(cut.ends[:, fixed] == end)
-    units = torch.zeros(max(len(cut.sources), len(cut.targets)) + 1).to(like)
-    units[-1] = 1  # stands for owner -1: what is no edge cannot be cut
-    units = units.index_put((torch.from_numpy(cut.ends[:, free])[chosen],), kept[chosen].to(like))
-    mask = units[owners]
-    return mask.view([-1 if a == axis else 1 for a in range(like.ndim)])
+class _PartialRun:
+    """A run in which each layer takes in what its kept edges bring.
+
+    In a chain that is one pass: each layer is given, times its masked weights, what it takes in more than at rest. A layer at whose
+    ports several nodes meet has to wait until what they give is known, so the pass runs up to it, the change is shared out, and another
+    pass goes on from there: one more for each such layer along the way.
+    """
+
+    def __init__(
+        self,
+        vae: VAE,
+        run: PairRun,
+        cuts: Sequence[Cut],
+        kept: Sequence[Tensor],
+        rest: Rest,
+    ) -> None:
+        self.vae, self.pairs, self.rest, self.wiring = vae, run, rest, run.wiring
+        self.layout = vae.layout(run.base.x)
+        self.blocks: dict[int, list[tuple[Block, Tensor]]] = {}
+        for cut, of_cut in zip(cuts, kept, strict=True):
+            for block in cut.blocks:
+                self.blocks.setdefault(block.reader, []).append((block, of_cut))
+        self.settled: dict[int, Tensor] = {}  # outputs of columns whose parts had to be shared out
+        self.given: dict[int, Tensor] = {}  # outputs of all columns in the last pass
+
+    def run(self, sites: Sequence[str]) -> dict[str, Tensor]:
+        """What reaches some sites."""
+        waiting = [i for i in range(1, len(self.wiring.columns)) if not self.wiring.is_plain(i)]
+        while waiting:
+            depth = self.wiring.columns[waiting[0]].depth
+            ready = [i for i in waiting if self.wiring.columns[i].depth == depth]
+            _, taken = self._pass([], ready)
+            for i in ready:
+                self.settled[i] = self._given(i, self.parts(i, taken[i]))
+            waiting = waiting[len(ready) :]
+        return self._pass(sites, [])[0]
+
+    def parts(self, reader: int, taken: Tensor) -> Iterator[Part]:
+        """What a reader takes in more than at rest, part by part."""
+        columns = self.wiring.columns
+        parents = {route.parent: columns[route.parent].path for route in self.wiring.routes(reader)}
+        at_rest = self.rest.inputs[reader].expand_as(taken)
+        if self.wiring.is_plain(reader):
+            parents = {}
+        start = State({i: self.rest.states[path].expand_as(self.given[i]) for i, path in parents.items()}, at_rest)
+        end = State({i: self.given[i] for i in parents}, taken)
+        return parts_between(self.pairs.base, self.wiring, reader, start, end)
+
+    def let_out(self, part: Part, target: int) -> Tensor:
+        """Ports of a part by how much of them goes to a target of the readout, shaped to multiply the part."""
+        block, kept = self._block(len(self.wiring.columns), part)
+        shares = torch.where(block.edges[:, target] >= 0, kept[block.edges[:, target]], 0)
+        return _per_port(_of_owner(shares, part.owners), part.delta, 1)
+
+    def _pass(self, sites: Sequence[str], ready: Sequence[int]) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
+        """One pass: what reaches some sites, and what some columns' modules take in."""
+        firings, columns = self.layout.firings, self.wiring.columns
+        taken: dict[int, Tensor] = {}
+        reached: dict[str, Tensor] = {}
+        events: list[Event] = []
+        self.given = {}
+
+        def take(i: int) -> Callable[[], None]:
+            return lambda: taken.__setitem__(i, self.vae.envoy_at(columns[i].path).input)
+
+        def put(i: int) -> Write:
+            def write(value: Tensor) -> Tensor:
+                known = self.settled.get(i)
+                if known is None and i in taken:
+                    known = self._given(i, self.parts(i, taken[i]))
+                self.given[i] = value if known is None else known
+                return self.given[i].clone()
+
+            return write
+
+        for i, column in enumerate(columns):
+            if i in ready or i not in self.settled:
+                events.append((firings[column.path].started, take(i)))
+            events.append((firings[column.path].finished, replace_event(self.vae, column.path, put(i))))
+
+        def listen(site: str) -> Callable[[], None]:
+            return lambda: reached.__setitem__(site, self.vae.envoy_at(self.layout.paths[site]).output)
+
+        events += [(firings[self.layout.paths[site]].finished, listen(site)) for site in sites]
+        trace_events(self.vae, "__call__", (self.pairs.source.x,), events, eps=self.pairs.source.eps)
+        return reached, taken
+
+    def _given(self, reader: int, parts: Iterable[Part]) -> Tensor:
+        """What a column's module gives, of its kept edges."""
+        column = self.wiring.columns[reader]
+        total = self.rest.outputs[column.path]
+        for part in parts:
+            block, kept = self._block(reader, part)
+            if column.layer is None:
+                free = (block.owners < 0) & (part.owners >= 0)
+                shares = _share(block.of_ports(part.owners), kept, free, part.delta)
+                total = total + part.delta * _per_port(shares, part.delta, 1)
+                continue
+            units, ports = weight_grid(column.layer)
+            free = (block.owners[units] < 0) & (part.owners[ports] >= 0)  # units of no node take in everything
+            keep = _share(block.of_entries(part.owners), kept, free, part.delta)
+            total = total + apply(column.layer, part.delta, masked_weight(column.layer, keep))
+        return total
+
+    def _block(self, reader: int, part: Part) -> tuple[Block, Tensor]:
+        return next((block, kept) for block, kept in self.blocks[reader] if block.route.parent == part.parent)
+
+
+def _share(edges: Tensor, kept: Tensor, free: Bool[Tensor, "..."], like: Tensor) -> Tensor:
+    """How much each edge carries, in the precision of `like`; 0 where there is none, but all where that is free."""
+    return torch.where(edges >= 0, kept[edges.clamp(min=0)].to(like), free.to(like))
+
+
+def _of_owner(shares: Float[Tensor, " node"], owners: Int[Tensor, " port"]) -> Float[Tensor, " port"]:
+    return torch.where(owners >= 0, shares[owners.clamp(min=0)], 0)
+
+
+def _per_port(values: Float[Tensor, " port"], like: Tensor, axis: int) -> Tensor:
+    return values.to(like).view([-1 if a == axis else 1 for a in range(like.ndim)])

@@ -1,4 +1,4 @@
-"""Gradients averaged along a straight path, with few nodes and a known total: calibrated Gauss-Legendre quadrature."""
+"""Gradients averaged along a straight path, with few nodes and a known total: calibrated Gauss-Lobatto quadrature."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class PathGradients(NamedTuple):
 
 
 def gauss_legendre(nodes: int) -> Rule:
-    """Positions and weights of Gauss-Legendre quadrature on [0, 1].
+    """Positions and weights of Gauss-Legendre quadrature on [0, 1]: exact for polynomials of degree 2 nodes - 1.
 
     Example:
         >>> gauss_legendre(1)
@@ -38,15 +38,24 @@ def gauss_legendre(nodes: int) -> Rule:
     return [(float(t), float(w)) for t, w in zip((positions + 1) / 2, weights / 2, strict=True)]
 
 
-def path_gradients(
-    starts: Sequence[Float[Tensor, "n ..."]],
-    changes: Sequence[Float[Tensor, "n ..."]],
-    through: Callable[[list[Tensor]], Float[Tensor, "m target"]],
-    rule: Rule,
-    total: Float[Tensor, "target n"] | None = None,
-    at_once: int = 1,
-) -> PathGradients:
-    """sum_k w_k grad m(start + t_k change), pair by pair, with weights calibrated to the total where it is given.
+def gauss_lobatto(nodes: int) -> Rule:
+    """Of the rules that have both ends of [0, 1] among two or more nodes, the best: exact up to degree 2 nodes - 3.
+
+    Source: Abramowitz and Stegun 1964, 25.4.32.
+
+    Example:
+        >>> [(round(t, 3), round(w, 3)) for t, w in gauss_lobatto(3)]  # Simpson's rule
+        [(0.0, 0.167), (0.5, 0.667), (1.0, 0.167)]
+    """
+    last = np.polynomial.Legendre.basis(nodes - 1)
+    inner = last.deriv().roots() if nodes > 2 else []
+    positions = np.array([-1.0, *inner, 1.0])
+    weights = 2 / (nodes * (nodes - 1) * last(positions) ** 2)
+    return [(float(t), float(w)) for t, w in zip((positions + 1) / 2, weights / 2, strict=True)]
+
+
+class PathAverage:
+    """sum_k w_k grad m(start + t_k change), pair by pair, with weights calibrated to the known total.
 
     With a_k = <change, grad m at t_k>, the integral of a over [0, 1] is m(source) - m(base), which is known. The weights
     w_k (1 + lambda a_k) with lambda = (total - sum w a) / sum w a^2 are, of all that give the known total, those closest to
@@ -55,62 +64,86 @@ def path_gradients(
     and not only in the sum; where large edges cancel to a small total (random weights, random pairs) it can add as much.
 
     Args:
-        starts: base activations.
-        changes: source minus base.
-        through: m as a function of the activations, one column per target; it gets the pairs at one node after those at another.
-        rule: nodes and weights.
-        total: m(source) - m(base); None: no calibration.
-        at_once: nodes that `through` gets together.
-
-    Returns: averaged gradients and the error of the plain quadrature (0 where no total is given).
+        changes: source minus base, one tensor for each of the path's starts.
+        n_targets: how many numbers m is.
 
     Source: calibration of weights to a known total, Deville and Sarndal 1992, J. Am. Stat. Assoc. 87(418).
 
     Example:
-        >>> cube = lambda points: points[0] ** 3
-        >>> out = path_gradients([torch.zeros(1, 1)], [torch.ones(1, 1)], cube, gauss_legendre(1), torch.ones(1, 1))
-        >>> out.means[0][0].item(), out.gap.item()  # the plain midpoint gives .75
+        >>> change = torch.ones(1, 1)
+        >>> average = PathAverage([change], 1)
+        >>> for position, weight in gauss_legendre(1):
+        ...     average.add([weight], 0, [3 * torch.full((1, 1, 1), position) ** 2])  # of m = x^3, from 0 to 1
+        >>> means, gap = average.calibrated(torch.ones(1, 1))
+        >>> means[0][0].item(), gap.item()  # the plain midpoint gives .75
         (1.0, -0.25)
     """
-    means: list[list[Tensor]] = []
-    tilted: list[list[Tensor]] = []  # sum_k w_k a_k grad_k
-    first = second = torch.zeros(())  # sum_k w_k a_k and sum_k w_k a_k^2, [target, pair]
+
+    def __init__(self, changes: Sequence[Float[Tensor, "n ..."]], n_targets: int) -> None:
+        self.changes = changes
+        self._means, self._tilted = (
+            [[torch.zeros_like(d) for d in changes] for _ in range(n_targets)] for _ in range(2)
+        )
+        # sum_k w_k a_k and sum_k w_k a_k^2
+        self._first, self._second = (
+            changes[0].new_zeros(n_targets, len(changes[0]), dtype=torch.float64) for _ in range(2)
+        )
+
+    def add(self, weights: Sequence[float], target: int, gradients: Sequence[Float[Tensor, "k n ..."]]) -> None:
+        """Take in a target's gradients in every start, at some nodes with their weights."""
+        w = self.changes[0].new_tensor(weights)
+        along = sum(
+            (_inner(g, d) for g, d in zip(gradients, self.changes, strict=True)), torch.zeros((), device=w.device)
+        )
+        weighed = w.double()[:, None] * along
+        self._first[target] += weighed.sum(0)
+        self._second[target] += (weighed * along).sum(0)
+        for i, gradient in enumerate(gradients):
+            self._means[target][i] += torch.tensordot(w, gradient, 1)
+            self._tilted[target][i] += _scaled(gradient, weighed).sum(0)
+
+    def calibrated(self, total: Float[Tensor, "target n"]) -> PathGradients:
+        """The averages, and the error that plain quadrature would make in the total m(source) - m(base)."""
+        gap = self._first - total
+        size = self._second.sqrt()
+        factor = torch.where(size > 0, -gap / self._second, 0.0)
+        factor = torch.where(gap.abs() > _MOST * size, factor * _MOST * size / gap.abs(), factor)
+        for means, tilted, by in zip(self._means, self._tilted, factor, strict=True):
+            for mean, tilt in zip(means, tilted, strict=True):
+                mean += _scaled(tilt, by)
+        return PathGradients(self._means, gap)
+
+
+def add_along(
+    average: PathAverage,
+    starts: Sequence[Float[Tensor, "n ..."]],
+    through: Callable[[list[Tensor]], Float[Tensor, "m target"]],
+    rule: Rule,
+    at_once: int = 1,
+) -> None:
+    """Take the gradients of a function at nodes of the path into an average.
+
+    Args:
+        average: of the same path.
+        starts: base activations.
+        through: m as a function of the activations, one column per target; it gets the pairs at one node after those at another.
+        rule: nodes and weights.
+        at_once: nodes that `through` gets together.
+    """
     for i in range(0, len(rule), at_once):
-        positions, weights = starts[0].new_tensor(rule[i : i + at_once]).T
+        positions, weights = zip(*rule[i : i + at_once], strict=True)
         with torch.enable_grad():
-            points = [points_at(positions, a, d).requires_grad_() for a, d in zip(starts, changes, strict=True)]
+            points = [points_at(positions, a, d).requires_grad_() for a, d in zip(starts, average.changes, strict=True)]
             values = through(points)
-        n_targets = values.shape[1]
-        if not means:
-            means, tilted = ([[torch.zeros_like(a) for a in starts] for _ in range(n_targets)] for _ in range(2))
-            first, second = (values.new_zeros(n_targets, len(starts[0]), dtype=torch.float64) for _ in range(2))
-        for t in range(n_targets):
-            gradients = gradients_at(values[:, t], points, len(positions), last=t + 1 == n_targets)
-            along = sum((_inner(g, d) for g, d in zip(gradients, changes, strict=True)), torch.zeros_like(first[t]))
-            weighed = weights.double()[:, None] * along
-            first[t] += weighed.sum(0)
-            second[t] += (weighed * along).sum(0)
-            for j, g in enumerate(gradients):
-                means[t][j] += torch.tensordot(weights, g, 1)
-                if total is not None:
-                    tilted[t][j] += _scaled(g, weighed).sum(0)
-    if total is None:
-        return PathGradients(means, torch.zeros_like(first))
-    gap = first - total
-    size = second.sqrt()
-    factor = torch.where(size > 0, -gap / second, 0.0)
-    factor = torch.where(gap.abs() > _MOST * size, factor * _MOST * size / gap.abs(), factor)
-    for t, parts in enumerate(means):
-        for mean, tilt in zip(parts, tilted[t], strict=True):
-            mean += _scaled(tilt, factor[t])
-    return PathGradients(means, gap)
+        for t in range(values.shape[1]):
+            average.add(weights, t, gradients_at(values[:, t], points, len(weights), last=t + 1 == values.shape[1]))
 
 
 def points_at(
-    positions: Float[Tensor, " k"], start: Float[Tensor, "n ..."], change: Float[Tensor, "n ..."]
+    positions: Sequence[float], start: Float[Tensor, "n ..."], change: Float[Tensor, "n ..."]
 ) -> Float[Tensor, "k_n ..."]:
     """Points of the straight path, all pairs at one position after all at another."""
-    return torch.cat([start + position * change for position in positions.tolist()]).detach()
+    return torch.cat([start + position * change for position in positions]).detach()
 
 
 def gradients_at(

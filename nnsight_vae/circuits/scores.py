@@ -29,14 +29,15 @@ import numpy as np
 
 from nnsight_vae import readouts
 from nnsight_vae.arguments import require
-from nnsight_vae.circuits.edges import Cut, EdgeScores, cuts_of
-from nnsight_vae.circuits.layers import Chain
-from nnsight_vae.circuits.methods import Advance, At, Direction, Method, Scoring, Wanted, estimand_of
+from nnsight_vae.circuits.cuts import Cut, cuts_of, nodes_of
+from nnsight_vae.circuits.edges import EdgeScores
+from nnsight_vae.circuits.methods import BASELINES, Advance, At, Direction, Method, Scoring, Wanted, estimand_of
 from nnsight_vae.circuits.partial import edge_positions, kept_of
 from nnsight_vae.circuits.sheet import Sheet
+from nnsight_vae.circuits.wiring import Wiring
 from nnsight_vae.engine import checked_batch
 from nnsight_vae.errors import CircuitError, ReadoutError
-from nnsight_vae.guards import warn_if_directions_oppose
+from nnsight_vae.guards import warn_if_directions_oppose, warn_if_effects_cancel
 from nnsight_vae.pairs import Pairs
 from nnsight_vae.progress import progress_bar
 from nnsight_vae.provenance import provenance
@@ -60,11 +61,11 @@ def score_edges(
     """Score every edge from the factor through all layers to the readout, for every pair.
 
     Args:
-        vae: the model; its layers must form a chain (no skip connections yet).
+        vae: the model; connections may skip layers, and what lies between two layers may be anything that can be differentiated.
         pairs: oriented pairs, so that effects of different pairs have one sign.
         readout: what effects are measured on.
         method: `exact`, `eap`, `eap-ig`, `ig`, `weight`, `correlation` or `random`; see the module for their formulas.
-        nodes: Gauss-Legendre nodes of `ig` and `eap-ig`; `completeness` of the result tells whether they are enough.
+        nodes: quadrature nodes of `ig` (Gauss-Lobatto, the ends of the path among them) and `eap-ig` (Gauss-Legendre); `completeness` of the result tells whether they are enough.
         direction: of `exact`: into the base run, out of the source run, or the mean of both.
         at: of `eap`: the gradient at the base, at the source, or the mean of both.
         edges: (source id, target id) of the edges to score, such as those that a faster method found; None: all. Runs of `exact`
@@ -75,14 +76,14 @@ def score_edges(
     Returns: the scores, pair by pair, in units of the readout.
 
     Raises:
-        CircuitError: the layers form no chain, an option is unknown or an edge is none of the model's; before any scoring.
+        CircuitError: no layers to score, an option is unknown or an edge is none of the model's; before any scoring.
         ReadoutError: the readout returns the wrong shape or what is not finite, or its gradient is 0 wherever `method` looks
             though it changes.
         DataError: the model cannot run the pairs.
 
     Warns:
-        NnsightVaeWarning: the readout's gradient is 0 in some of the pairs that change it, or noising and denoising are of
-            opposite sign, so that their mean cancels.
+        NnsightVaeWarning: the readout's gradient is 0 in some of the pairs that change it; or effects of opposite pairs cancel, in
+            the means over pairs or between noising and denoising.
 
     Source: edge attribution patching, Syed et al. 2023 (arXiv 2310.10348); with integrated gradients over inputs, Hanna et al. 2024
         (arXiv 2403.17806), whose sum is a left Riemann one; integrated gradients, Sundararajan et al. 2017 (arXiv 1703.01365),
@@ -100,11 +101,11 @@ def score_edges(
     scoring = Scoring(method, nodes, direction, at, seed)
     require(vae, pairs, readout)
     base, eps = checked_batch(vae, pairs.base, pairs.eps)
-    chain = Chain.of(vae, base, eps, readouts.reads(readout))
-    cuts = cuts_of(chain, pairs.factor or "intervention", readout.names)
+    wiring = Wiring.of(vae, base, eps, readouts.reads(readout))
+    cuts = cuts_of(wiring, pairs.factor or "intervention", readout.names)
     wanted = _wanted(edges, cuts)
     with _advancing(progress, len(scoring.parts) * sum(map(len, wanted)) * len(pairs)) as advance:
-        sheet = Sheet.filled(vae, pairs, readout, chain, cuts, wanted, scoring, advance)
+        sheet = Sheet.filled(vae, pairs, readout, wiring, cuts, wanted, scoring, advance)
     ends = [
         (cut.sources[s].id, cut.targets[t].id)
         for cut, some in zip(cuts, wanted, strict=True)
@@ -114,7 +115,7 @@ def score_edges(
         sheet.mean,
         tuple(source for source, _ in ends),
         tuple(target for _, target in ends),
-        tuple(node for cut in cuts for node in cut.sources) + cuts[-1].targets,
+        nodes_of(cuts),
         tuple(readout.names),
         np.repeat(np.arange(len(cuts)), [len(some) for some in wanted]),
         tuple(cut.name for cut in cuts),
@@ -125,10 +126,14 @@ def score_edges(
         estimand_of(scoring.variant),
         *pairs.cluster_ids,
         provenance(vae, pairs, readout, options=scoring.options),
+        bypass=sheet.bypass,
+        bypassed=tuple(cut.name for cut in cuts if cut.bypassed),
         sizes=() if edges is None else tuple(map(len, cuts)),
         beside=sheet.beside,
     )
     _refuse_nonfinite(scores)
+    if method not in BASELINES:
+        warn_if_effects_cancel(sheet.total, sheet.resolution, *pairs.cluster_ids)
     if len(sheet.parts) == 1:
         return scores
     warn_if_directions_oppose(*sheet.parts.values(), *pairs.cluster_ids)

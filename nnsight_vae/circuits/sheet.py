@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float
 
 from nnsight_vae.circuits import baselines
-from nnsight_vae.circuits.edges import Cut
+from nnsight_vae.circuits.cuts import Cut
 from nnsight_vae.circuits.flat import FlatPairs
-from nnsight_vae.circuits.layers import Chain
 from nnsight_vae.circuits.methods import BASELINES, Advance, Scoring, Wanted, resolution_of, total_effect
 from nnsight_vae.circuits.pair_run import pair_runs
+from nnsight_vae.circuits.wiring import Wiring
 from nnsight_vae.pairs import Pairs
 from nnsight_vae.readouts import Readout
 from nnsight_vae.vae import VAE
@@ -26,7 +26,7 @@ class Sheet:
 
     Attributes:
         parts: the variants whose mean the scores are -> their scores.
-        total, resolution, gaps: as in `EdgeScores`.
+        total, resolution, gaps, bypass: as in `EdgeScores`.
         beside: the baselines' scores of the same edges.
     """
 
@@ -34,6 +34,7 @@ class Sheet:
     total: Float[np.ndarray, "target pair"]
     resolution: Float[np.ndarray, " target"]
     gaps: Float[np.ndarray, "cut target pair"]
+    bypass: Float[np.ndarray, "cut target pair"]
     beside: dict[str, Float[np.ndarray, "edge target"]] = field(default_factory=dict)
 
     @classmethod
@@ -42,7 +43,7 @@ class Sheet:
         vae: VAE,
         pairs: Pairs,
         readout: Readout,
-        chain: Chain,
+        wiring: Wiring,
         cuts: Sequence[Cut],
         wanted: Sequence[Wanted],
         scoring: Scoring,
@@ -59,25 +60,26 @@ class Sheet:
             {part: np.empty((n_edges, n_targets, n), dtype=dtype) for part in scoring.parts},
             np.empty((n_targets, n)),
             np.zeros(n_targets),
-            np.zeros((len(cuts), n_targets, n)),
+            *(np.zeros((len(cuts), n_targets, n)) for _ in range(2)),
         )
         activity = baselines.Activity(readout)
-        flat = {part: FlatPairs(readout, part) for part in scoring.parts if scoring.by_gradient}
+        flat = FlatPairs(readout, scoring.variant) if scoring.by_gradient else None
         stops = np.cumsum([len(some) for some in wanted])
-        for rows, run in pair_runs(vae, pairs, chain):
+        for rows, run in pair_runs(vae, pairs, wiring):
             sheet.total[:, rows] = total_effect(run, readout).cpu()
             sheet.resolution = np.maximum(sheet.resolution, resolution_of(run, readout))
             activity.add(run)
             for part, values in sheet.parts.items() if scoring.method not in BASELINES else ():
-                scored = scoring.scores(part, run, readout, cuts, wanted, flat.get(part), advance)
+                scored = scoring.scores(part, run, readout, cuts, wanted, flat, advance)
                 for i, of_cut in zip(reversed(range(len(cuts))), scored, strict=True):
                     values[stops[i] - len(wanted[i]) : stops[i], :, rows] = of_cut.values.cpu()
                     sheet.gaps[i, :, rows] = of_cut.gap.cpu()
-        for seen in flat.values():
-            seen.report()
+                    sheet.bypass[i, :, rows] = of_cut.bypass.cpu()
+        if flat is not None:
+            flat.report()
         asked = np.concatenate([some + start for some, start in zip(wanted, _starts(cuts), strict=True)])
         sheet.beside = {
-            "weight": baselines.weights(chain, cuts, n_targets)[asked],
+            "weight": baselines.weights(cuts, n_targets)[asked],
             "correlation": activity.correlations(cuts)[asked],
         }
         if scoring.method in BASELINES:

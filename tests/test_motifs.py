@@ -67,15 +67,15 @@ def test_motif_counts_equal_subgraph_matching(sizes, share, seed):
     by_count, by_sign = (motifs(graph, null=null, n_null=1) for null in ("density", "sign"))
     for kind in PATTERNS:
         found = matched(graph, kind)
-        assert by_count[kind].count == by_sign[kind].total == len(found)
-        assert by_sign[kind].count == sum(one_way(graph, edges) for edges in found)
+        assert by_count[kind].observed == by_sign[kind].total == len(found)
+        assert by_sign[kind].observed == sum(one_way(graph, edges) for edges in found)
 
 
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(st.lists(st.integers(1, 3), min_size=3, max_size=4), st.integers(0, 10_000))
 def test_places_say_where_the_matched_motifs_are(sizes, seed):
     graph = layered(sizes, 0.7, np.random.default_rng(seed))
-    found = {(row.motif, row.where): row.count for row in motifs(graph, null="density", n_null=1).places}
+    found = {(row.motif, row.where): row.observed for row in motifs(graph, null="density", n_null=1).places}
     expected: dict[tuple[str, str], int] = {}
     for kind in PATTERNS:
         for edges in matched(graph, kind):
@@ -102,7 +102,7 @@ def where(kind: str, edges: frozenset) -> str:
 
 def test_counts_of_a_complete_graph_by_hand():
     graph = layered([3, 3, 2], 1.0, np.random.default_rng(0))
-    counts = {row.motif: row.count for row in motifs(graph, null="density", n_null=1).rows}
+    counts = {row.motif: row.observed for row in motifs(graph, null="density", n_null=1).rows}
     # k_in: 0, 3, 6 and k_out: 5, 2, 0; two sources of s0 share 5 targets, one of s0 and one of s1 share 2
     assert counts["fan-in"] == 3 * 3 + 2 * 15
     assert counts["fan-out"] == 3 * 10 + 3 * 1
@@ -121,7 +121,7 @@ def test_counts_do_not_depend_on_the_order_or_names_of_nodes():
         (f"{u}x", f"{v}x", data) for u, v, data in sorted(graph.edges(data=True), key=str, reverse=True)
     )
     a, b = (motifs(each, null="density", n_null=1) for each in (graph, other))
-    assert [row.count for row in a.rows] == [row.count for row in b.rows]
+    assert [row.observed for row in a.rows] == [row.observed for row in b.rows]
 
 
 # ------------------------------------------------------------------ null graphs
@@ -305,7 +305,7 @@ def planted(seed: int) -> nx.DiGraph:
 def test_planted_bi_fans_are_found():
     row = motifs(planted(0), n_null=199)["bi-fan"]
     assert row.p == 2 / 200
-    assert row.count > row.high > row.expected
+    assert row.observed > row.high > row.expected
     assert motifs(planted(0), n_null=199).significant[0].motif == "bi-fan"
 
 
@@ -324,7 +324,7 @@ def test_coherent_motifs_are_found_where_signs_are_sorted_by_target():
         data["effect"], data["effects"] = sign, {"y": sign}
     found = motifs(graph, null="sign", n_null=199)
     assert found["fan-in"].p == 2 / 200
-    assert found["fan-in"].count == found["fan-in"].total > found["fan-in"].high
+    assert found["fan-in"].observed == found["fan-in"].total > found["fan-in"].high
 
 
 def test_what_a_null_keeps_has_no_p_value_but_a_reason():
@@ -332,7 +332,7 @@ def test_what_a_null_keeps_has_no_p_value_but_a_reason():
     found = motifs(graph, n_null=19)
     for kind in ("fan-in", "fan-out", "chain"):
         assert (found[kind].p, found[kind].q, found[kind].reason) == (None, None, "constant under this null")
-        assert found[kind].low == found[kind].high == found[kind].count
+        assert found[kind].low == found[kind].high == found[kind].observed
     assert found["feed-forward"].p is not None
     chain = motifs(layered([4, 5, 4], 0.5, np.random.default_rng(2), skips=False), n_null=19)
     assert chain["feed-forward"].p is None
@@ -379,12 +379,16 @@ def test_an_incomplete_layer_pair_is_held_fixed_unless_the_models_edges_are_give
 def test_one_readout_of_several_is_a_circuit_of_its_own():
     graph = planted(0)
     edges = list(graph.edges)
-    for edge in edges[::2]:
-        graph.edges[edge]["effects"] = {"y": 1.0, "x": -2.0}
+    for i, edge in enumerate(edges[::2]):
+        graph.edges[edge]["effects"] = {"y": 1.0, "x": 2.0 if i % 3 else -2.0}
     found = motifs(graph, null="sign", readout="x", n_null=9)
     own = nx.DiGraph(graph.edge_subgraph(edges[::2]))
     assert found["fan-out"].total == sum(k * (k - 1) // 2 for _, k in own.out_degree())
-    assert found["fan-out"].count == found["fan-out"].total  # all its effects on x are negative
+    signs = [[i % 3 == 0 for i, (u, _) in enumerate(edges[::2]) if u == unit] for unit in own]
+    assert found["fan-out"].observed == sum(
+        n * (n - 1) // 2 for each in signs for n in (sum(each), len(each) - sum(each))
+    )
+    assert found["fan-out"].observed < found["fan-out"].total
     assert found.readout == "x"
     with pytest.raises(CircuitError, match=r"several readouts, \['x', 'y'\]"):
         motifs(graph, null="sign")
@@ -403,7 +407,7 @@ def test_the_same_seed_gives_the_same_numbers_and_the_graph_is_left_alone():
 
 def test_an_empty_circuit_has_no_motifs():
     found = motifs(nx.DiGraph(), n_null=9)
-    assert [row.count for row in found.rows] == [0] * 6
+    assert [row.observed for row in found.rows] == [0] * 6
     assert all(row.p is None for row in found.rows)
     assert "bi-fan" in str(found)
 

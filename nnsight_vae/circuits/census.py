@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import reduce
 from itertools import combinations_with_replacement
 from typing import Literal, get_args
 
@@ -87,8 +88,8 @@ def k_common(
     return _total(a[u, v].sum(axis=2) for v in targets)
 
 
-def _total(parts: object) -> np.ndarray:
-    return sum(parts)  # type: ignore[call-overload, no-any-return]
+def _total(parts: Iterable[Float[np.ndarray, "draw ..."]]) -> Float[np.ndarray, "draw ..."]:
+    return reduce(np.add, parts)
 
 
 def _choose2(count: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:

@@ -174,7 +174,7 @@ def _fixed(columns: Columns, names: Mapping[str, str], n: int, seed: int) -> Flo
 
 def _refitted(columns: Columns, n: int, seed: int) -> Float[np.ndarray, " draw"]:
     """Q of null graphs under the communities found in each."""
-    values = []
+    values: list[float] = []
     for drawn in degree_null(columns, n, seed):
         for i in range(len(next(iter(drawn.values())))):
             graph = nx.DiGraph()

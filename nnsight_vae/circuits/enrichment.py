@@ -35,7 +35,7 @@ class Motif(NamedTuple):
         motif: its name.
         where: the columns it is anchored at; empty for the whole circuit.
         total: how many there are.
-        count: what is tested: the same, or under the null "sign" how many of them are coherent.
+        observed: what is tested: the same, or under the null "sign" how many of them are coherent.
         expected: mean over the null graphs.
         low, high: 2.5 % and 97.5 % quantiles of the null graphs.
         p: two-sided empirical p-value; None where there is no test.
@@ -46,7 +46,7 @@ class Motif(NamedTuple):
     motif: Kind
     where: str
     total: int
-    count: int
+    observed: int
     expected: float
     low: float
     high: float
@@ -100,7 +100,7 @@ class Motifs:
         for row in self.rows:
             shares = (number(row.total),) if self.null == "sign" else ()
             spread = f"[{number(row.low)}, {number(row.high)}]"
-            numbers = (number(row.count), *shares, number(row.expected), spread, number(row.p), number(row.q))
+            numbers = (number(row.observed), *shares, number(row.expected), spread, number(row.p), number(row.q))
             rows.append((row.motif, *numbers, row.reason and f"no test: {row.reason}"))
         header = (
             "motif",
@@ -121,7 +121,7 @@ class Motifs:
         )
 
     def __repr__(self) -> str:
-        counts = ", ".join(f"{row.motif}={row.count}" for row in self.rows)
+        counts = ", ".join(f"{row.motif}={row.observed}" for row in self.rows)
         return f"Motifs({counts}; null={self.null!r}, {self.n_null} graphs)"
 
 
@@ -172,7 +172,7 @@ def motifs(
         >>> graph.add_nodes_from([("a", {"layer": 0}), ("b", {"layer": 0}), ("c", {"layer": 1}), ("d", {"layer": 1})])
         >>> graph.add_edges_from([("a", "c"), ("a", "d"), ("b", "c"), ("b", "d")])
         >>> found = motifs(graph, n_null=99)
-        >>> found["bi-fan"].count, found["bi-fan"].p, found["bi-fan"].reason
+        >>> found["bi-fan"].observed, found["bi-fan"].p, found["bi-fan"].reason
         (1, None, 'constant under this null')
     """
     _check(null, n_null, q)

@@ -240,7 +240,7 @@ def _row(a: str, b: str, of: str, stage: str, parts: list[_Part], drawn: list[np
     sums = sum((part.weights.sum(axis=1) for part in parts), np.zeros(2)).sum()
     common = sum((_common(part.weights, part.present) for part in parts), np.zeros(2))
     known = [each for each in drawn if each is not None]
-    null = sum(known) if parts and len(known) == len(parts) else None
+    null = np.sum(known, axis=0) if parts and len(known) == len(parts) else None
     reason = "" if null is not None else _NO_RECORD
     jaccard = _tested(common[:1], n_a + n_b, None if null is None else null[:, :1])
     weighted = _tested(common[1:], sums, None if null is None else null[:, 1:])
@@ -265,9 +265,11 @@ def _tested(
 
 
 def _adjusted(rows: list[Overlap]) -> tuple[Overlap, ...]:
-    for p, q in (("p", "q"), ("weighted_p", "weighted_q")):
-        tested = [i for i, row in enumerate(rows) if getattr(row, p) is not None]
-        values = benjamini_hochberg(np.array([getattr(rows[i], p) for i in tested], dtype=float))
-        for i, value in zip(tested, values, strict=True):
-            rows[i] = rows[i]._replace(**{q: float(value)})
-    return tuple(rows)
+    plain, weighted = (_q_values([getattr(row, name) for row in rows]) for name in ("p", "weighted_p"))
+    return tuple(row._replace(q=a, weighted_q=b) for row, a, b in zip(rows, plain, weighted, strict=True))
+
+
+def _q_values(p: list[float | None]) -> list[float | None]:
+    """Adjusted p-values of the tests there are."""
+    found = iter(benjamini_hochberg(np.array([each for each in p if each is not None], dtype=float)).tolist())
+    return [None if each is None else next(found) for each in p]

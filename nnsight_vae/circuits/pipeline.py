@@ -77,7 +77,7 @@ class PipelineNull:
         """One row per null circuit, after that of the model: arm, draw, value."""
         import pandas as pd
 
-        rows = [("observed", None, self.observed)]
+        rows: list[tuple[str, int | None, float | None]] = [("observed", None, self.observed)]
         rows += [(name, i, value) for name, arm in self.arms.items() for i, value in enumerate(arm.values)]
         return pd.DataFrame(rows, columns=["arm", "draw", "value"]).astype({"draw": "Int64", "value": "Float64"})
 
@@ -130,7 +130,7 @@ def pipeline_null(
         vae: the model; it is not touched.
         pairs: as for `extract`; or {factor: pairs}, of each of which a circuit is extracted.
         readout: as for `extract`.
-        statistic: from a circuit (or {factor: circuit}) to a number, such as `lambda c: motifs(c)["bi-fan"].count`; None where it
+        statistic: from a circuit (or {factor: circuit}) to a number, such as `lambda c: motifs(c)["bi-fan"].observed`; None where it
             has none. Give an empty circuit a number if it means one.
         n: null circuits of each kind; the least p is 1 / (n + 1), or twice that.
         seed: of weights and shuffles; null circuit i has seed + i.
@@ -221,7 +221,7 @@ def _as_number(value: Any) -> float | None:
 
 def _checked(model: Any) -> VAE:
     require(model)
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def _check(n: int, shuffle: str | None, alternative: str, pairs: Mapping[str, Pairs]) -> None:

@@ -1,0 +1,168 @@
+"""Codes and factors as metrics want them: checked arrays, classes of values, and what remains when they are unrelated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from nnsight_vae.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_MOST_CLASSES = 50  # a factor with more values than these is continuous, and cut into `_BINS` classes of equal size
+_BINS = 10
+
+
+@dataclass(frozen=True, repr=False)
+class FactorScore:
+    """A score of how codes relate to factors, beside what unrelated codes get.
+
+    Attributes:
+        metric: its name.
+        value: the score; None where it is undefined (the note says why).
+        null: its mean over codes whose rows are permuted; None where none were asked for. A score means what it has above this.
+        null_high: largest of those; None as `null`.
+        parts: other numbers that belong to it, by name.
+        matrix: `[latent, factor]` that it is made from (mutual information, importance, ...); None where there is none.
+        note: what to know when reading it.
+
+    Example:
+        >>> print(FactorScore("MIG", 0.8, 0.02, 0.03))
+        MIG: 0.8 (unrelated codes: 0.02, at most 0.03)
+    """
+
+    metric: str
+    value: float | None
+    null: float | None = None
+    null_high: float | None = None
+    parts: dict[str, float] = field(default_factory=dict)
+    matrix: Float[np.ndarray, "latent factor"] | None = None
+    note: str = ""
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row: metric, value, null, null_high, a column for each part, note."""
+        import pandas as pd
+
+        row = {"metric": self.metric, "value": self.value, "null": self.null, "null_high": self.null_high, **self.parts}
+        frame = pd.DataFrame([row | {"note": self.note}])
+        return frame.astype(dict.fromkeys(("value", "null", "null_high"), "Float64"))
+
+    def __str__(self) -> str:
+        value = "none" if self.value is None else f"{self.value:.3g}"
+        null = "" if self.null is None else f" (unrelated codes: {self.null:.3g}, at most {self.null_high:.3g})"
+        parts = "".join(f"; {name} {part:.3g}" for name, part in self.parts.items())
+        return f"{self.metric}: {value}{null}{parts}{'; ' + self.note if self.note else ''}"
+
+    __repr__ = __str__
+
+
+@dataclass(frozen=True)
+class Table:
+    """Codes and factors of the same n examples.
+
+    Attributes:
+        codes: `[n, latent]`.
+        factors: `[n, factor]`, in any units.
+        classes: `[n, factor]`, 0, 1, ...: which value of a factor an example has, or which of ten equally frequent bins.
+        note: which factors were binned, and which codes are constant.
+    """
+
+    codes: Float[np.ndarray, "n latent"]
+    factors: Float[np.ndarray, "n factor"]
+    classes: Int[np.ndarray, "n factor"]
+    note: str
+
+    @classmethod
+    def of(cls, codes: np.ndarray, factors: np.ndarray) -> Table:
+        """Check codes and factors.
+
+        Raises:
+            DataError: they are not finite numbers `[n, latent]` and `[n, factor]` of the same n, or a factor takes one value only.
+        """
+        codes, factors = (_checked(name, array) for name, array in (("codes", codes), ("factors", factors)))
+        if len(codes) != len(factors):
+            raise DataError(
+                f"codes have {len(codes)} rows and factors {len(factors)}; expected one of each an example."
+            )
+        still = [j for j, column in enumerate(factors.T) if np.ptp(column) == 0]
+        if still:
+            raise DataError(
+                f"factors {still} (columns) take one value only, so nothing can be told about them; leave them out."
+            )
+        classed = [_classes(column) for column in factors.T]
+        binned = [j for j, (_, cut) in enumerate(classed) if cut]
+        constant = [j for j, column in enumerate(codes.T) if np.ptp(column) == 0]
+        notes = [f"factors {binned} cut into {_BINS} equally frequent classes"] if binned else []
+        notes += [f"codes {constant} are constant"] if constant else []
+        return cls(codes, factors, np.stack([c for c, _ in classed], axis=1), "; ".join(notes))
+
+    def permuted(self, rng: np.random.Generator) -> Table:
+        """The same, the codes of one example beside the factors of another."""
+        return Table(self.codes[rng.permutation(len(self.codes))], self.factors, self.classes, self.note)
+
+
+def scored(
+    metric: str,
+    table: Table,
+    score: Callable[[Table], tuple[float | None, dict[str, float], np.ndarray | None]],
+    n_null: int,
+    seed: int,
+) -> FactorScore:
+    """A score with its value for unrelated codes.
+
+    Args:
+        metric: its name.
+        table: codes and factors.
+        score: gives value, parts and matrix.
+        n_null: how many times the rows are permuted.
+        seed: of the permutations.
+
+    Raises:
+        DataError: `n_null` is no whole number >= 0.
+    """
+    if isinstance(n_null, bool) or not isinstance(n_null, int) or n_null < 0:
+        raise DataError(f"n_null={n_null!r}: expected a whole number of permutations, 0 for none.")
+    value, parts, matrix = score(table)
+    rng = np.random.default_rng(seed)
+    values = [v for _ in range(n_null) if (v := score(table.permuted(rng))[0]) is not None]
+    note = (
+        table.note if value is not None else "; ".join(filter(None, ["undefined: all codes are constant", table.note]))
+    )
+    null, high = (float(np.mean(values)), max(values)) if values else (None, None)
+    return FactorScore(metric, value, null, high, parts, matrix, note)
+
+
+def top_two_gap(matrix: Float[np.ndarray, "latent factor"]) -> Float[np.ndarray, " factor"]:
+    """For each factor, by how much the strongest latent is ahead of the next; of the whole where there is one latent."""
+    falling = -np.sort(-matrix, axis=0)
+    return falling[0] - (falling[1] if len(falling) > 1 else 0)
+
+
+def _checked(name: str, array: np.ndarray) -> Float[np.ndarray, "n column"]:
+    array = np.asarray(array.detach().cpu() if hasattr(array, "detach") else array)
+    if array.dtype.kind not in "fiub" or array.ndim != 2 or 0 in array.shape:
+        raise DataError(
+            f"{name} are {array.dtype} {array.shape}, expected numbers with one row an example and one column each."
+        )
+    array = array.astype(np.float64)
+    if not np.isfinite(array).all():
+        raise DataError(f"{name} hold NaN or infinite values.")
+    return array
+
+
+def _classes(values: Float[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " n"], bool]:
+    levels, classes = np.unique(values, return_inverse=True)
+    if len(levels) <= _MOST_CLASSES:
+        return classes, False
+    edges = np.quantile(values, np.arange(1, _BINS) / _BINS)
+    return np.unique(np.searchsorted(edges, values, side="right"), return_inverse=True)[1], True
+
+
+def select(rows: Sequence[int] | np.ndarray, table: Table) -> Table:
+    """Some examples of a table."""
+    return Table(table.codes[rows], table.factors[rows], table.classes[rows], table.note)

@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from nnsight_vae.adapters.base import Adapter, library_classes
-from torch import Tensor, nn
+from torch import Tensor
 
 from nnsight_vae.errors import AdapterError
 from nnsight_vae.posterior import Posterior
@@ -28,30 +27,26 @@ class Diffusers(Adapter):
     model's `latent_dist`; where it states a value only (`latents` of AutoencoderTiny, `latent` of AutoencoderDC), a point.
     """
 
-    def encode(self, model: nn.Module, x: Float[Tensor, "n *image"]) -> Posterior:
+    def encode(self, model: Any, x: Float[Tensor, "n *image"]) -> Posterior:
         """The posterior that the model states, before any scaling factor."""
         with unsplit(model):
             encoded = model.encode(x)
         for name in ("latents", "latent"):
             if isinstance(value := getattr(encoded, name, None), Tensor):
                 return Posterior.point(value)
-        law = getattr(encoded, "latent_dist", None)
+        law: Any = getattr(encoded, "latent_dist", None)
         if isinstance(getattr(law, "logvar", None), Tensor):
             return Posterior.point(law.mean) if law.deterministic else Posterior(law.mean, law.logvar)
-        if isinstance(
-            getattr(law, "scale", None), Tensor
-        ):  # Oobleck's audio posterior: its std is softplus(scale) + 1e-4
-            return Posterior(law.mean, 2.0 * torch.log(law.std))
         raise AdapterError(
             f"{type(model).__name__}.encode(x) returned {type(encoded).__name__}, with no latent known here."
         )
 
-    def decode(self, model: nn.Module, z: Float[Tensor, "n *latent"]) -> Float[Tensor, "rows *image"]:
+    def decode(self, model: Any, z: Float[Tensor, "n *latent"]) -> Float[Tensor, "rows *image"]:
         """What the model decodes from a latent that no scaling factor has touched."""
         with unsplit(model):
             return model.decode(z).sample
 
-    def reference(self, model: nn.Module, x: Float[Tensor, "n *image"]) -> tuple[Float[Tensor, "n *image"], str]:
+    def reference(self, model: Any, x: Float[Tensor, "n *image"]) -> tuple[Float[Tensor, "n *image"], str]:
         """The model's own forward, at the posterior's mode; of AutoencoderTiny, whose forward rounds to bytes, decode(encode)."""
         with unsplit(model):
             if "AutoencoderTiny" in library_classes(model, "diffusers"):
@@ -72,21 +67,23 @@ class DiffusersVQ(Diffusers):
     def __init__(self, codebook: Float[Tensor, "codes channels"]) -> None:
         self.codebook = codebook
 
-    def encode(self, model: nn.Module, x: Float[Tensor, "n *image"]) -> Posterior:
+    def encode(self, model: Any, x: Float[Tensor, "n *image"]) -> Posterior:
         """The code at each position."""
         return Posterior.point(model.quantize(model.encode(x).latents)[0])
 
-    def decode(self, model: nn.Module, z: Float[Tensor, "n *latent"]) -> Float[Tensor, "rows *image"]:
+    def decode(self, model: Any, z: Float[Tensor, "n *latent"]) -> Float[Tensor, "rows *image"]:
         """What the decoder makes of codes, or of whatever stands in their place."""
-        return model.decoder(model.post_quant_conv(z), z if _config(model, "norm_type") == "spatial" else None)
+        return model.decoder(
+            model.post_quant_conv(z), z if getattr(model.config, "norm_type", None) == "spatial" else None
+        )
 
-    def reference(self, model: nn.Module, x: Float[Tensor, "n *image"]) -> tuple[Float[Tensor, "n *image"], str]:
+    def reference(self, model: Any, x: Float[Tensor, "n *image"]) -> tuple[Float[Tensor, "n *image"], str]:
         """The model's own forward."""
         return model(x).sample, "forward"
 
 
 @contextmanager
-def unsplit(model: nn.Module) -> Iterator[None]:
+def unsplit(model: Any) -> Iterator[None]:
     """Run a model on whole batches and whole images: slicing and tiling are off inside, and as they were afterwards."""
     switched = [name for name in _SPLITS if getattr(model, name, False) is True]
     for name in switched:
@@ -98,7 +95,7 @@ def unsplit(model: nn.Module) -> Iterator[None]:
             setattr(model, name, True)
 
 
-def adapter_for(model: nn.Module) -> Adapter | None:
+def adapter_for(model: Any) -> Adapter | None:
     """The adapter for an autoencoder of diffusers; None for its other models, and those that encode to nothing known."""
     names = library_classes(model, "diffusers")
     if "ModelMixin" not in names or not (
@@ -106,7 +103,3 @@ def adapter_for(model: nn.Module) -> Adapter | None:
     ):
         return None
     return DiffusersVQ(model.quantize.embedding.weight) if "VQModel" in names else Diffusers()
-
-
-def _config(model: Any, name: str) -> Any:
-    return getattr(model.config, name, None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from jaxtyping import Float
 from nnsight_vae.adapters.base import Adapter, library_classes
 from nnsight_vae.adapters.reference import NoNoise
@@ -24,18 +26,18 @@ class Pythae(Adapter):
     Plain autoencoders (AE, WAE_MMD, RAE, ...) state no `log_covariance`: their posterior is a point.
     """
 
-    def encode(self, model: nn.Module, x: Float[Tensor, "n *image"]) -> Posterior:
+    def encode(self, model: Any, x: Float[Tensor, "n *image"]) -> Posterior:
         """The Gaussian that the encoder states."""
         encoded = model.encoder(x)
         if "log_covariance" not in encoded or getattr(model, "deterministic_posterior", False):
             return Posterior.point(encoded["embedding"])
         return Posterior(encoded["embedding"], encoded["log_covariance"])
 
-    def decode(self, model: nn.Module, z: Float[Tensor, "n *latent"]) -> Float[Tensor, "rows *image"]:
+    def decode(self, model: Any, z: Float[Tensor, "n *latent"]) -> Float[Tensor, "rows *image"]:
         """What the decoder makes of `z`, its own output activation included."""
         return model.decoder(z)["reconstruction"]
 
-    def reference(self, model: nn.Module, x: Float[Tensor, "n *image"]) -> tuple[Float[Tensor, "n *image"], str]:
+    def reference(self, model: Any, x: Float[Tensor, "n *image"]) -> tuple[Float[Tensor, "n *image"], str]:
         """pythae's own `predict`; its forward samples, and that of FactorVAE reconstructs a random half of the batch."""
         return model.predict(x)["recon_x"], "predict(x)"
 
@@ -46,7 +48,7 @@ class PythaeFlow(Pythae):
     pythae's `predict` leaves the flow out, so the reference is its forward.
     """
 
-    def decode(self, model: nn.Module, z: Float[Tensor, "n *latent"]) -> Float[Tensor, "rows *image"]:
+    def decode(self, model: Any, z: Float[Tensor, "n *latent"]) -> Float[Tensor, "rows *image"]:
         """The decoder of the flow of `z`."""
         if hasattr(model, "iaf_flow"):
             z = model.iaf_flow.inverse(z)["out"]
@@ -55,7 +57,7 @@ class PythaeFlow(Pythae):
                 z = layer(z)["out"]
         return super().decode(model, z)
 
-    def reference(self, model: nn.Module, x: Float[Tensor, "n *image"]) -> tuple[Float[Tensor, "n *image"], str]:
+    def reference(self, model: Any, x: Float[Tensor, "n *image"]) -> tuple[Float[Tensor, "n *image"], str]:
         """The model's own forward, with its noise at zero."""
         with NoNoise():
             return model({"data": x})["recon_x"], "forward with its noise at zero"
@@ -76,23 +78,23 @@ class PythaeVQVAE(Pythae):
     def __init__(self, codebook: Float[Tensor, "codes channels"]) -> None:
         self.codebook = codebook
 
-    def encode(self, model: nn.Module, x: Float[Tensor, "n *image"]) -> Posterior:
+    def encode(self, model: Any, x: Float[Tensor, "n *image"]) -> Posterior:
         """The code at each position."""
         h = model.encoder(x)["embedding"]
         grid = h[:, None, None] if h.ndim == 2 else h
         quantised = model.quantizer(grid.permute(0, 2, 3, 1))["quantized_vector"]
         return Posterior.point(quantised.flatten(2) if h.ndim == 2 else quantised)
 
-    def decode(self, model: nn.Module, z: Float[Tensor, "n *latent"]) -> Float[Tensor, "rows *image"]:
+    def decode(self, model: Any, z: Float[Tensor, "n *latent"]) -> Float[Tensor, "rows *image"]:
         """What the decoder makes of codes, or of whatever stands in their place."""
         return super().decode(model, z.flatten(1) if z.ndim == 3 else z)
 
-    def reference(self, model: nn.Module, x: Float[Tensor, "n *image"]) -> tuple[Float[Tensor, "n *image"], str]:
+    def reference(self, model: Any, x: Float[Tensor, "n *image"]) -> tuple[Float[Tensor, "n *image"], str]:
         """The model's own forward."""
         return model({"data": x})["recon_x"], "forward"
 
 
-def adapter_for(model: nn.Module) -> Adapter | None:
+def adapter_for(model: Any) -> Adapter | None:
     """The adapter for a pythae model; None for other things of pythae's.
 
     Raises:

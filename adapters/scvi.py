@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from nnsight_vae.adapters.base import Adapter, library_classes
 from nnsight_vae.adapters.reference import NoNoise
-from torch import Tensor, nn
+from torch import Tensor
 
 from nnsight_vae.errors import AdapterError
 from nnsight_vae.posterior import Posterior, read_posterior
@@ -50,18 +50,18 @@ class SCVI(Adapter):
         self.batch, self.library, self.label = batch, library, label
         self.categorical, self.continuous = categorical, continuous
 
-    def input_shape(self, model: nn.Module) -> tuple[int, ...] | None:
+    def input_shape(self, model: Any) -> tuple[int, ...] | None:
         """The genes."""
         return (model.n_input,)
 
-    def encode(self, model: nn.Module, x: Float[Tensor, "n genes"]) -> Posterior:
+    def encode(self, model: Any, x: Float[Tensor, "n genes"]) -> Posterior:
         """The Gaussian of the cell's state; what `inference` draws beside it is left, and the random state as it was."""
         batch, covariates = self._index(x, self.batch), self._covariates(model, x)
         with random_state_kept(x.device):
             law = model.inference(x=x, batch_index=batch, **covariates)["qz"]
         return read_posterior(law, where=f"{type(model).__name__}.inference")
 
-    def decode(self, model: nn.Module, z: Float[Tensor, "n latent"]) -> Float[Tensor, "rows genes"]:
+    def decode(self, model: Any, z: Float[Tensor, "n latent"]) -> Float[Tensor, "rows genes"]:
         """Expected counts of a cell in this state, of the adapter's library size and batch."""
         library = self._log_library(z)
         px = model.generative(
@@ -74,7 +74,7 @@ class SCVI(Adapter):
         )["px"]
         return next(getattr(px, name) for name in ("mu", "rate", "loc") if hasattr(px, name))
 
-    def reference(self, model: nn.Module, x: Float[Tensor, "n genes"]) -> tuple[Float[Tensor, "n genes"], str]:
+    def reference(self, model: Any, x: Float[Tensor, "n genes"]) -> tuple[Float[Tensor, "n genes"], str]:
         """The module's own forward on a minibatch, its noise at zero: the shares of expression, times the library size."""
         keys, covariates = import_module("scvi").REGISTRY_KEYS, self._covariates(model, x)
         tensors = {
@@ -96,7 +96,7 @@ class SCVI(Adapter):
     def _log_library(self, rows: Tensor) -> Tensor:
         return torch.full((len(rows), 1), self.library, dtype=rows.dtype, device=rows.device).log()
 
-    def _covariates(self, model: nn.Module, rows: Tensor) -> dict[str, Any]:
+    def _covariates(self, model: Any, rows: Tensor) -> dict[str, Any]:
         counts = list(model.decoder.px_decoder.n_cat_list)
         extra = len(counts) - (model.batch_representation != "embedding")
         indices = [0] * extra if self.categorical is None else list(self.categorical)
@@ -107,7 +107,7 @@ class SCVI(Adapter):
         }
 
 
-def adapter_for(model: nn.Module) -> Adapter | None:
+def adapter_for(model: Any) -> Adapter | None:
     """The adapter for scVI's module and its descendants (batch 0, 10,000 counts a cell); None for other modules of scvi's."""
     parts = all(hasattr(model, name) for name in ("z_encoder", "decoder", "inference", "generative"))
     return SCVI() if "VAE" in library_classes(model, "scvi") and parts else None

@@ -160,6 +160,10 @@ def test_a_vqvae_of_vectors_has_a_code_for_each_number(x):
     out = nv.intervene(vae, x, {"latent.z@2": nv.Quantize(6)})
     torch.testing.assert_close(out.reconstruction, model.decoder(z).reconstruction)
     conforms(vae, x)
+    taken = []
+    model.decoder.register_forward_pre_hook(lambda decoder, given: taken.append(given[0].shape))
+    vae(x)
+    assert taken == [(5, LATENT)]  # as pythae hands it to decoders
 
 
 def test_what_runs_past_the_forward_is_named():

@@ -35,6 +35,65 @@ def mechanism() -> nv.VAE:
     return nv.VAE(LinearVAE(torch.linalg.inv(forward), EYE, EYE, forward, logvar=-8.0))
 
 
+CODES = torch.linspace(-2.0, 2.0, 9, dtype=torch.double)[:, None]
+
+
+def coded() -> nv.VAE:
+    """Each factor rounded to the nearest of nine codes, one position a factor."""
+    return coded_by(LinearVAE(EYE, EYE, EYE, EYE))
+
+
+def coded_by(model: LinearVAE) -> nv.VAE:
+    def encode(x):
+        nearest = (model.encode(x)[0][:, :, None] - CODES[:, 0]).abs().argmin(-1)
+        return nv.Posterior.point(CODES[nearest].movedim(-1, 1))
+
+    return nv.adapt(
+        model, encoder=encode, decoder=lambda z: model.decode(z[:, 0]), codebook=CODES, example=WORLD.sample(2).images
+    )
+
+
+def test_positions_of_a_code_are_mapped_by_the_codes_in_use():
+    vae = coded()
+    found = nv.causal.map_factors(vae, WORLD, n=200)
+    assert found.effects.units == ("latent.z@0", "latent.z@1", "latent.z@2")
+    assert found.verdicts == ("monosemantic",) * 3
+    assert [found.unit(factor) for factor in WORLD.factors] == ["latent.z@0", "latent.z@1", "latent.z@2"]
+    np.testing.assert_allclose(found.kl, math.log(9))
+    z = vae.encode(WORLD.sample(200, seed=0).images).mu[:, 0].numpy()
+    values, counts = np.unique(z, return_counts=True)
+    moved = np.abs(values[:, None, None] - z)  # [code, example, position]
+    np.testing.assert_allclose(np.diag(found.size), np.average(moved, axis=0, weights=counts).mean(0))
+    assert np.abs(found.size - np.diag(np.diag(found.size))).max() < 1e-9
+    for said in ("effect -> latent.z@1", "giving a position the codes in use"):
+        assert said in str(found)
+    assert "moving a latent across its aggregate posterior" in str(nv.causal.map_factors(knobs(), WORLD, n=200))
+
+
+def test_swapped_codes_are_knobs_and_draw_no_edges():
+    vae = coded()
+    found = nv.causal.map_factors(vae, WORLD, n=100)
+    graph = nv.causal.factor_graph(vae, WORLD, found)
+    assert {factor: graph.nodes[factor]["latent"] for factor in graph} == found.assignment
+    assert graph.number_of_edges() == 0
+    rows = nv.causal.interchange_accuracy(vae, WORLD, found, n=100).rows
+    assert {row.factor for row in rows} == set(WORLD.factors)
+    assert all(row.score > 0.85 for row in rows if not row.propagate)  # but for rounding to a code
+
+
+def test_codes_that_move_two_factors_draw_an_edge_though_their_signed_effects_cancel():
+    vae = coded()
+    model = vae.unwrap()
+    with torch.no_grad():
+        model.out.weight[1, 0] = 1.0
+    found = nv.causal.map_factors(coupled := coded_by(model), WORLD, n=100)
+    assert found.verdicts[0] == "polysemantic"
+    assert abs(found.effects.mean()[0, 1]) < 0.2  # codes above and below cancel
+    graph = nv.causal.factor_graph(coupled, WORLD, found)
+    assert graph.has_edge("cause", "effect")
+    assert graph["cause"]["effect"]["size"] == pytest.approx(found.size[0, 1])
+
+
 def test_independent_knobs_are_monosemantic_and_matched():
     found = nv.causal.map_factors(knobs(), WORLD, n=200)
     assert found.verdicts == ("monosemantic",) * 3

@@ -15,7 +15,6 @@ from nnsight_vae.engine import baseline, run_interventions
 from nnsight_vae.errors import DataError
 from nnsight_vae.interventions import Swap
 from nnsight_vae.readouts import Readout
-from nnsight_vae.sites import Unit
 from nnsight_vae.stats.intervals import bootstrap_ratio_interval
 from nnsight_vae.vae import VAE
 
@@ -129,12 +128,14 @@ def interchange_accuracy(
     if unknown := [factor for factor in assignment if factor not in data.factors]:
         raise DataError(f"{data.name} has no factors {unknown}; it has {', '.join(data.factors)}.")
     base, source = data.sample(n, seed=seed), data.sample(n, seed=seed + 1)
-    n_latents = vae.layout(vae.checked(base.images)).sites["latent.z"].n_units
+    latent = vae.layout(vae.checked(base.images)).sites["latent.z"]
+    units = mapping.effects.units if isinstance(mapping, FactorMap) else tuple(map(str, latent.units))
+    n_latents = len(units)
     if beyond := {factor: k for factor, k in assignment.items() if k is not None and not 0 <= k < n_latents}:
         raise DataError(f"this VAE has latents 0-{n_latents - 1}; the mapping asks for {beyond}.")
     readout = data.readout() if readout is None else readout
     swap = Swap(source.images)
-    swapped = run_interventions(vae, base.images, [{Unit("latent.z", k): swap} for k in range(n_latents)], readout)
+    swapped = run_interventions(vae, base.images, [{unit: swap} for unit in units], readout)
     predicted = _array(swapped - baseline(vae, base.images, readout))
     rows = []
     for factor, latent in assignment.items():

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from jaxtyping import Float
+from torch import Tensor
 
 from nnsight_vae.datasets.base import Dataset
 from nnsight_vae.engine import activations
 from nnsight_vae.errors import DataError
+from nnsight_vae.levels.codes import drawn_codes
 from nnsight_vae.levels.latents import perturb_latents
 from nnsight_vae.readouts import Readout
 from nnsight_vae.results.effects import Effects
@@ -27,7 +29,8 @@ class FactorMap:
     """Effects of every latent on every factor, with simultaneous intervals and a verdict per latent.
 
     A latent is moved across its own aggregate posterior (5 % to 95 % quantile). m_kf = E |effect of latent k on factor f|, in
-    factor standard deviations. With intervals that cover all K x F sizes at once with probability `level`:
+    factor standard deviations. Of a VAE with a codebook the latents are its positions, each given the codes that the images use,
+    and the effect's absolute value is averaged over codes, weighted by use, before it is over images. With intervals that cover all K x F sizes at once with probability `level`:
 
     dead            every size is below `min_effect` (its upper bound is)
     monosemantic    one size is above (its lower bound is), every other below
@@ -43,7 +46,8 @@ class FactorMap:
         verdicts: one per latent.
         assignment: factor -> its latent under the one-to-one matching that maximises the summed sizes of the effects that are
             above `min_effect`; None where no such effect is left for the factor.
-        kl: mean KL(q(z_k|x) || N(0, 1)) per latent, nats.
+        magnitude: |effect|, [latent, factor, example]; of codes, its mean over codes as used.
+        kl: mean KL(q(z_k|x) || prior) per latent, nats; of a code against codes drawn alike, log K.
         min_effect: the smallest size of interest, in factor standard deviations.
         level: simultaneous coverage.
         data: name of the dataset.
@@ -55,6 +59,7 @@ class FactorMap:
     high: Float[np.ndarray, "latent factor"]
     verdicts: tuple[Verdict, ...]
     assignment: dict[str, int | None]
+    magnitude: Float[np.ndarray, "latent factor example"]
     kl: Float[np.ndarray, " latent"]
     min_effect: float
     level: float
@@ -64,6 +69,11 @@ class FactorMap:
     def factors(self) -> tuple[str, ...]:
         """The factors, in column order."""
         return self.effects.targets
+
+    def unit(self, factor: str) -> str | None:
+        """Key of the latent that a factor is assigned to: `"latent.z[2]"`, or `"latent.z@1,0"` of a code."""
+        k = self.assignment[factor]
+        return None if k is None else self.effects.units[k]
 
     @property
     def unmatched(self) -> tuple[int, ...]:
@@ -94,9 +104,11 @@ class FactorMap:
 
     def __str__(self) -> str:
         """A table: the strongest factor of each latent, all that are above the minimum, and the verdict."""
+        coded = "code" in self.effects.estimand
+        moved = "giving a position the codes in use" if coded else "moving a latent across its aggregate posterior"
         lines = [
-            f"Latents of this model against the factors of {self.data}: size of the effect of moving a latent across its",
-            f"aggregate posterior, in factor sd, with simultaneous {self.level:.0%} intervals (minimum effect {self.min_effect:g})",
+            f"Latents of this model against the factors of {self.data}: size of the effect of {moved},",
+            f"in factor sd, with simultaneous {self.level:.0%} intervals (minimum effect {self.min_effect:g})",
             "",
             f"{'latent':<14}{'KL':>6}  {'verdict':<14}factors",
         ]
@@ -107,7 +119,7 @@ class FactorMap:
                 f"{self.factors[j]} {self.size[k, j]:.2f} [{self.low[k, j]:.2f}, {self.high[k, j]:.2f}]" for j in shown
             ]
             lines.append(f"{self.effects.units[k]:<14}{self.kl[k]:>6.2f}  {self.verdicts[k]:<14}{', '.join(cells)}")
-        matched = [f"{f} -> latent.z[{k}]" if k is not None else f"{f} -> none" for f, k in self.assignment.items()]
+        matched = [f"{f} -> {self.unit(f) or 'none'}" for f in self.assignment]
         return "\n".join([*lines, "", "one-to-one matching: " + ", ".join(matched)])
 
 
@@ -156,12 +168,11 @@ def map_factors(
         raise DataError(f"map_factors needs min_effect > 0 and 0 < level < 1, got {min_effect} and {level}.")
     readout = data.readout() if readout is None else readout
     x = data.sample(n, seed=seed).images
-    effects = perturb_latents(vae, x, "posterior", readout=readout, progress=progress)
-    magnitude = np.abs(effects.values)
+    coded = vae.adapter.codebook is not None
+    effects = perturb_latents(vae, x, "codes" if coded else "posterior", readout=readout, progress=progress)
+    magnitude = _over_codes(vae, x, effects) if coded else np.abs(effects.values)
     size = magnitude.mean(axis=2)
     low, high = simultaneous_interval(magnitude, level)
-    acts = activations(vae, x, ["latent.mu", "latent.logvar"])
-    kl = vae.law(acts["latent.mu"], acts["latent.logvar"]).kl().transpose(0, 1).flatten(1).mean(1)
     return FactorMap(
         effects=effects,
         size=size,
@@ -169,11 +180,26 @@ def map_factors(
         high=high,
         verdicts=tuple(_verdict(lo, hi, min_effect) for lo, hi in zip(low, high, strict=True)),
         assignment=_assign(size, low, effects.targets, min_effect),
-        kl=kl.double().cpu().numpy(),
+        magnitude=magnitude,
+        kl=_kl(vae, x, len(magnitude)),
         min_effect=min_effect,
         level=level,
         data=data.name,
     )
+
+
+def _over_codes(vae: VAE, x: Tensor, effects: Effects) -> Float[np.ndarray, "position factor example"]:
+    """|effect| of each code, averaged over the codes as they are used; signed effects of different codes would cancel."""
+    codes, shares = drawn_codes(vae, x)
+    return np.tensordot(shares, np.abs([effects.parts[f"code {code}"].values for code in codes]), axes=1)
+
+
+def _kl(vae: VAE, x: Tensor, n_latents: int) -> Float[np.ndarray, " latent"]:
+    if vae.adapter.codebook is not None:  # of one code against a uniform draw (van den Oord et al. 2017, section 3.1)
+        return np.full(n_latents, np.log(len(vae.adapter.codebook)))
+    acts = activations(vae, x, ["latent.mu", "latent.logvar"])
+    nats = vae.law(acts["latent.mu"], acts["latent.logvar"]).kl()
+    return nats.transpose(0, 1).flatten(1).mean(1).double().cpu().numpy()
 
 
 def simultaneous_interval(

@@ -89,7 +89,9 @@ def factor_graph(
             map_factors(vae, data, n=n, seed=seed, min_effect=min_effect, level=level) if mapping is None else mapping
         )
         graph.add_nodes_from((factor, {"latent": mapping.assignment[factor]}) for factor in mapping.factors)
-        rows = {factor: mapping.effects.values[k] for factor, k in mapping.assignment.items() if k is not None}
+        coded = vae.adapter.codebook is not None  # signed effects of different codes would cancel
+        effects = mapping.magnitude if coded else mapping.effects.values
+        rows = {factor: effects[k] for factor, k in mapping.assignment.items() if k is not None}
         names = mapping.factors
     else:
         readout = data.readout()

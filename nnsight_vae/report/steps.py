@@ -114,7 +114,9 @@ class Run:
             "min_effect": found.min_effect,
             "assignment": {factor: _match(found, factor) for factor in found.factors},
         }
-        if self.data.image_shape[0] in (1, 3):
+        if (
+            self.data.image_shape[0] in (1, 3) and self.vae.adapter.codebook is None
+        ):  # codes lie on no scale to move along
             self.folder.figure("traversals.png", _traversals(self.vae, self.batch.images, found))
 
     def metrics(self) -> None:
@@ -154,10 +156,10 @@ class Run:
 
         self.sections["mediation"], frames = {}, []
         for factor in self.factors:
-            latent = self.mapping.assignment.get(factor)
-            if latent is None:
+            unit = self.mapping.unit(factor) if factor in self.mapping.assignment else None
+            if unit is None:
                 continue
-            m = mediate(self.vae, self.pairs(factor), [f"latent.z[{latent}]"], readout=self.readout)
+            m = mediate(self.vae, self.pairs(factor), [unit], readout=self.readout)
             frames.append(m.to_frame().assign(factor=factor))
             share = m.proportion[factor]
             if share.value is None:
@@ -270,6 +272,7 @@ def _match(found: FactorMap, factor: str) -> dict[str, Any] | None:
     others = [f for i, f in enumerate(found.factors) if i != j and found.low[latent, i] > found.min_effect]
     return {
         "latent": latent,
+        "unit": found.effects.units[latent],
         "size": float(found.size[latent, j]),
         "low": float(found.low[latent, j]),
         "high": float(found.high[latent, j]),

@@ -65,7 +65,7 @@ def _latents(sections: dict[str, Any]) -> list[str]:
             continue
         also = f"; it also moves {', '.join(match['also'])}" if match["also"] else ""
         size = f"{match['size']:.2f} sd [{match['low']:.2f}, {match['high']:.2f}]"
-        lines.append(f"  {factor:<18} latent.z[{match['latent']}] moves it by {size}{also}")
+        lines.append(f"  {factor:<18} {match['unit']} moves it by {size}{also}")
     metrics = sections["metrics"]
     lines.append(f"  circuit modularity of the decoder {metrics['modularity']} (1: latents act through separate units)")
     return lines

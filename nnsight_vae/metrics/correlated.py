@@ -61,7 +61,7 @@ def mcc(
         chosen = dict(sorted((f"latent of factor {k}", int(j)) for j, k in zip(latents, order, strict=True)))
         return float(matrix[latents, order].mean()), chosen, matrix
 
-    return scored("MCC", table, score, n_null, seed)
+    return scored("MCC", table, score, n_null, seed, of_classes=False)
 
 
 def total_correlation(codes: np.ndarray) -> float:

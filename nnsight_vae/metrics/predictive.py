@@ -48,7 +48,7 @@ def dci(codes: np.ndarray, factors: np.ndarray, *, test: float = 1 / 3, n_null: 
         parts = {"completeness": _weighted(importance), "informativeness": held_out, "train_informativeness": fit}
         return _weighted(importance.T), parts, importance
 
-    return scored("DCI disentanglement", table, score, n_null, seed)
+    return scored("DCI disentanglement", table, score, n_null, seed, of_classes=False)
 
 
 def sap(
@@ -90,7 +90,7 @@ def sap(
         matrix = _squared_correlations(table) if continuous else _accuracies(table, train, tested, seed)
         return float(top_two_gap(matrix).mean()), {}, matrix
 
-    return scored("SAP", table, score, n_null, seed)
+    return scored("SAP", table, score, n_null, seed, of_classes=not continuous)
 
 
 def explicitness(
@@ -143,9 +143,7 @@ def _boosted(train: Table, tested: Table, seed: int) -> tuple[Float[np.ndarray, 
     columns, fit, held_out = [], [], []
     state = np.random.RandomState(seed)  # one stream for all factors
     for k in range(train.factors.shape[1]):
-        continuous = "cut into" in train.note and len(np.unique(train.factors[:, k])) > len(
-            np.unique(train.classes[:, k])
-        )
+        continuous = k in train.binned
         kind: Any = GradientBoostingRegressor if continuous else GradientBoostingClassifier
         of = (lambda t, k=k: t.factors[:, k]) if continuous else (lambda t, k=k: t.classes[:, k])
         model = kind(random_state=state).fit(train.codes, of(train))

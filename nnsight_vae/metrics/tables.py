@@ -69,13 +69,13 @@ class Table:
         codes: `[n, latent]`.
         factors: `[n, factor]`, in any units.
         classes: `[n, factor]`, 0, 1, ...: which value of a factor an example has, or which of ten equally frequent bins.
-        note: which factors were binned, and which codes are constant.
+        binned: the factors (columns) that were cut into bins.
     """
 
     codes: Float[np.ndarray, "n latent"]
     factors: Float[np.ndarray, "n factor"]
     classes: Int[np.ndarray, "n factor"]
-    note: str
+    binned: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, codes: np.ndarray, factors: np.ndarray) -> Table:
@@ -95,15 +95,17 @@ class Table:
                 f"factors {still} (columns) take one value only, so nothing can be told about them; leave them out."
             )
         classed = [_classes(column) for column in factors.T]
-        binned = [j for j, (_, cut) in enumerate(classed) if cut]
-        constant = [j for j, column in enumerate(codes.T) if np.ptp(column) == 0]
-        notes = [f"factors {binned} cut into {_BINS} equally frequent classes"] if binned else []
-        notes += [f"codes {constant} are constant"] if constant else []
-        return cls(codes, factors, np.stack([c for c, _ in classed], axis=1), "; ".join(notes))
+        binned = tuple(j for j, (_, cut) in enumerate(classed) if cut)
+        return cls(codes, factors, np.stack([c for c, _ in classed], axis=1), binned)
+
+    @property
+    def constant(self) -> tuple[int, ...]:
+        """Codes (columns) that never change."""
+        return tuple(j for j, column in enumerate(self.codes.T) if np.ptp(column) == 0)
 
     def permuted(self, rng: np.random.Generator) -> Table:
         """The same, the codes of one example beside the factors of another."""
-        return Table(self.codes[rng.permutation(len(self.codes))], self.factors, self.classes, self.note)
+        return Table(self.codes[rng.permutation(len(self.codes))], self.factors, self.classes, self.binned)
 
 
 def scored(
@@ -112,6 +114,8 @@ def scored(
     score: Callable[[Table], tuple[float | None, dict[str, float], np.ndarray | None]],
     n_null: int,
     seed: int,
+    *,
+    of_classes: bool = True,
 ) -> FactorScore:
     """A score with its value for unrelated codes.
 
@@ -121,6 +125,7 @@ def scored(
         score: gives value, parts and matrix.
         n_null: how many times the rows are permuted.
         seed: of the permutations.
+        of_classes: whether it looks at classes of factors, so that it matters which were binned.
 
     Raises:
         DataError: `n_null` is no whole number >= 0.
@@ -130,11 +135,13 @@ def scored(
     value, parts, matrix = score(table)
     rng = np.random.default_rng(seed)
     values = [v for _ in range(n_null) if (v := score(table.permuted(rng))[0]) is not None]
-    note = (
-        table.note if value is not None else "; ".join(filter(None, ["undefined: all codes are constant", table.note]))
-    )
+    notes = [] if value is not None else ["undefined: all codes are constant"]
+    if of_classes and table.binned:
+        notes.append(f"factors {list(table.binned)} cut into {_BINS} equally frequent classes")
+    if table.constant:
+        notes.append(f"codes {list(table.constant)} are constant")
     null, high = (float(np.mean(values)), max(values)) if values else (None, None)
-    return FactorScore(metric, value, null, high, parts, matrix, note)
+    return FactorScore(metric, value, null, high, parts, matrix, "; ".join(notes))
 
 
 def top_two_gap(matrix: Float[np.ndarray, "latent factor"]) -> Float[np.ndarray, " factor"]:
@@ -165,4 +172,4 @@ def _classes(values: Float[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " n"], bo
 
 def select(rows: Sequence[int] | np.ndarray, table: Table) -> Table:
     """Some examples of a table."""
-    return Table(table.codes[rows], table.factors[rows], table.classes[rows], table.note)
+    return Table(table.codes[rows], table.factors[rows], table.classes[rows], table.binned)

@@ -24,6 +24,7 @@ _MOST_NODES, _MOST_EDGES = 60, 200  # shown at first; the slider shows the rest
 _HEIGHT, _HEIGHT_WITH_PICTURE = 26, 44  # pixels of a box
 _WIDEST_PICTURE = 110.0
 _LETTER = 7.0  # width of one, at the page's 12 pixels
+_ABSENT = {"$absent": True}  # an edge without an attribute that others have; null is a value
 _SCRIPTS = ("graph.js", "panel.js")
 
 
@@ -170,7 +171,7 @@ def _edge_attributes(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "edgeSame": same,
         "edgeNames": varying,
-        "edgeRows": [[_rounded(row.get(name)) for name in varying] for row in rows],
+        "edgeRows": [[_rounded(row[name]) if name in row else _ABSENT for name in varying] for row in rows],
     }
 
 

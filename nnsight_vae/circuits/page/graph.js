@@ -141,7 +141,7 @@ function columnsOf(visible) {
   const gap = Math.min(110, Math.max(32, (find("drawing").clientWidth - taken) / Math.max(used - 1, 1)));
   let left = MARGIN;
   const centres = room.map(width => { const centre = left + width / 2; left += width ? width + gap : 0; return centre; });
-  return {centres, used: room.map(width => width > 0), width: left - gap + MARGIN};
+  return {centres, used: room.map(width => width > 0), width: used ? left - gap + MARGIN : 2 * MARGIN};
 }
 function draw() {
   const shown = shownEdges(), visible = shownNodes(shown), items = place(shown, visible), columns = columnsOf(visible);

@@ -59,7 +59,7 @@ function describeNode(node) {
 }
 function describeEdge(edge) {
   const row = data.edgeRows[edge.index], of = {...data.edgeSame};
-  data.edgeNames.forEach((name, i) => { if (row[i] !== undefined) of[name] = row[i]; });
+  data.edgeNames.forEach((name, i) => { if (!row[i]?.$absent) of[name] = row[i]; });
   find("details").replaceChildren(element("h2", named(edge)), tableOf(of));
 }
 function describe() {

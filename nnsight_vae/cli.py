@@ -1,4 +1,4 @@
-"""The command line: `nnsight-vae demo | analyze | train | info`."""
+"""The command line: `nnsight-vae demo | analyze | train | info | circuits-benchmark`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from nnsight_vae.errors import NnsightVaeError
+
+if TYPE_CHECKING:
+    from nnsight_vae.circuits.known import Benchmark
 
 # Before torch is loaded: idle threads that spin make small networks 15 times slower wherever the machine has other work.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -175,6 +178,54 @@ def info(
     import nnsight_vae as nv
 
     typer.echo(str(nv.zoo()) if model is None else str(nv.load(model, weights)))
+
+
+@app.command()
+@_reported
+def circuits_benchmark(
+    models: Annotated[
+        str, typer.Option(help="Of glass-box, masked and edge-strict, with commas between them.")
+    ] = "glass-box,masked,edge-strict",
+    methods: Annotated[
+        str | None, typer.Option(help="How edges are scored, with commas between; default: all.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds 0, 1, ... of the models and pairs.")] = 1,
+    pairs: Annotated[int, typer.Option(min=2, help="Pairs a factor.")] = 64,
+    q: Annotated[float, typer.Option(min=0.0001, max=0.5, help="False discovery rate of what is selected.")] = 0.05,
+    out: Annotated[Optional[Path], typer.Option(help="A .csv file for every row: by task and cut.")] = None,  # noqa: UP045
+) -> None:
+    """Score methods that find circuits on VAEs whose circuit is known."""
+    from nnsight_vae.circuits import known
+    from nnsight_vae.progress import progress_bar
+
+    chosen = tuple(methods.split(",")) if methods else known.METHODS
+    with progress_bar("scoring", 1) as advance:
+        result = known.benchmark(
+            chosen,  # type: ignore[arg-type]  # checked there
+            tuple(models.split(",")),
+            range(seeds),
+            pairs=pairs,
+            q=q,
+            progress=None if advance is None else lambda done, total: advance(1 / total),
+        )
+    _print_table(result)
+    if out is not None:
+        result.to_frame().to_csv(out, index=False)
+        _say(f"every row: {out}")
+
+
+def _print_table(result: Benchmark) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = result.summary().reset_index()
+    shown = Table(title="Edge scores against known circuits")
+    for name in table.columns:
+        shown.add_column(name, justify="left" if name in ("model", "method") else "right")
+    for row in table.itertuples(index=False):
+        cells = [x if isinstance(x, str) else "-" if x != x else f"{x:.3g}" for x in row]
+        shown.add_row(*cells, end_section=row.method == result.rows[-1].method)
+    Console().print(shown)
 
 
 def _say(text: str) -> None:

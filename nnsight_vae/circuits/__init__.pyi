@@ -1,3 +1,4 @@
+from . import known as known
 from .branching import Separation as Separation, Separations as Separations, separation as separation
 from .circuit_tests import hypothesis_tests as hypothesis_tests
 from .communities import Modularity as Modularity, modularity as modularity

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -49,6 +50,7 @@ def pairs_record(pairs: Pairs) -> dict[str, Any]:
     )
 
 
+@cache
 def _version(package: str) -> str | None:
     try:
         return version(package)

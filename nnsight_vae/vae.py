@@ -88,6 +88,7 @@ class VAE(NNsight):
         self._growable: dict[tuple[tuple[int, ...], str], bool] = {}  # filled by runs.start_for
         self._routes: dict[tuple[tuple[int, ...], str, bool], Route] = {}  # filled by routes.route_for
         self._relaid: dict[tuple[int, ...], tuple[str, ...]] = {}  # filled by formats.relaid
+        self._wirings: dict[tuple[tuple[int, ...], bool, str], Any] = {}  # filled by circuits.wiring
         self._hold = Hold(self, module)
         try:
             self._wrap(module, adapter, example, given)

@@ -14,7 +14,7 @@ from torch import Tensor
 from nnsight_vae.attribution import DecoderIntegratedGradients, LatentIntegratedGradients
 from nnsight_vae.circuits.scores import score_edges
 from nnsight_vae.engine import intervene
-from nnsight_vae.errors import AdapterError, CircuitError, DataError, NnsightVaeError, NnsightVaeWarning
+from nnsight_vae.errors import AdapterError, CircuitError, DataError, NnsightVaeError, NnsightVaeWarning, ReadoutError
 from nnsight_vae.interventions import Set
 from nnsight_vae.levels.latents import perturb_latents
 from nnsight_vae.levels.patching import patch_activations
@@ -26,6 +26,7 @@ from nnsight_vae.vae import VAE
 _OURS = {"input", "output", "latent.mu", "latent.logvar", "latent.eps", "latent.z"}
 _ROUNDING = 1e-4  # relative: of runs that do the same arithmetic in batches of other sizes
 _BESIDE = "something reaches the decoder beside the latent (a skip connection, a value kept by encode)"
+_SCORED = 1_000_000  # parameters of the largest model whose edges are scored
 _STEPS = 8  # of integrated gradients: enough to see whether gradients arrive
 
 
@@ -40,7 +41,7 @@ class Conformance:
         difference: largest difference from it, in output units.
         sites: how many sites the model has, our own included.
         unreached: the modules that are no sites, and what that means.
-        circuit: `"scored, N edges"`, or why circuits are refused.
+        circuit: `"scored, N edges"`, or why circuits are refused or were not tried.
     """
 
     model: str
@@ -67,7 +68,7 @@ def check_adapter(vae: VAE, x: Float[Tensor, "n *image"]) -> Conformance:
     the same noise gives the same sample, and no noise the mean; a trace serves what a plain call gives, and a write at the latent
     is decoded; patching the whole latent between two inputs is all of their difference (nothing passes beside it), and patches in
     encoder and decoder run; a latent sweep and both directions of integrated gradients give finite numbers and gradients that
-    arrive; edges can be scored, or circuits say by name why not; and the model is left as it was, after an exception too.
+    arrive; edges can be scored, or circuits say by name why not (models of over a million parameters are not tried); and the model is left as it was, after an exception too.
 
     Args:
         vae: the model, wrapped with the adapter in question.
@@ -217,10 +218,12 @@ def _arrives(value: Tensor, source: Tensor) -> bool:
 
 def _circuit(vae: VAE, x: Tensor) -> str:
     """That edges are scored, or why not."""
+    if (size := sum(p.numel() for p in vae.module.parameters())) > _SCORED:
+        return f"not tried on {size:,} parameters (at most {_SCORED:,} here: it would take minutes)"
     try:
         with torch.enable_grad():
             scores = score_edges(vae, Pairs(x[:2], x[2:4], factor="input"), _Moments(), method="eap")
-    except CircuitError as refusal:
+    except (CircuitError, ReadoutError) as refusal:
         return f"refused: {refusal}"
     _require_finite("circuit", torch.from_numpy(scores.values))
     return f"scored, {len(scores)} edges"

@@ -110,6 +110,13 @@ def test_the_report_says_what_was_held_against_what_and_which_modules_are_no_sit
     assert "Never run: discriminator" in repr(vae)
 
 
+def test_circuits_are_scored_or_said_why_not(monkeypatch):
+    vae, x = nv.VAE(nv.models.MLPVAE(image_shape=(1, 4, 4), latent=2, hidden=(3,))), torch.rand(4, 1, 4, 4)
+    assert check_adapter(vae, x).circuit.startswith("scored, ")
+    monkeypatch.setattr("nnsight_vae.testing._SCORED", 10)
+    assert "not tried on" in check_adapter(vae, x).circuit
+
+
 def test_a_module_of_which_every_part_runs_is_not_listed_though_it_is_only_iterated_over():
     class Listed(nn.Module):
         def __init__(self):

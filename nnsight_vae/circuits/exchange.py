@@ -46,8 +46,12 @@ def read_cyjs(text: str) -> Records:
     """
     document = object_of(json.loads(text), "the file")
     elements = object_of(document.get("elements"), "'elements'")
-    nodes = [(data.get("id"), _from_cytoscape(data)) for data in _data(elements, "nodes")]
-    edges = [(data.get("source"), data.get("target"), _from_cytoscape(data)) for data in _data(elements, "edges")]
+    nodes: list[tuple[Any, dict[str, Any]]] = [
+        (data.get("id"), _from_cytoscape(data)) for data in _data(elements, "nodes")
+    ]
+    edges: list[tuple[Any, Any, dict[str, Any]]] = [
+        (data.get("source"), data.get("target"), _from_cytoscape(data)) for data in _data(elements, "edges")
+    ]
     return Records(_from_cytoscape(object_of(document.get("data"), "'data'")), nodes, edges)
 
 

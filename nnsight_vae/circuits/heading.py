@@ -20,7 +20,7 @@ def heading(graph: nx.DiGraph) -> tuple[str, str]:
     factors = about.get("factors")
     of_each = about.get("circuits")
     if isinstance(factors, (list, tuple)) and factors:
-        first = next(iter(of_each.values()), {}) if isinstance(of_each, Mapping) else {}
+        first: Mapping[str, Any] = next(iter(of_each.values()), {}) if isinstance(of_each, Mapping) else {}
         return f"Circuits of {', '.join(map(str, factors))}", _source({**first, **about, "pairs": None})
     pairs = about.get("pairs")
     factor = pairs.get("factor") if isinstance(pairs, Mapping) else None

@@ -17,7 +17,7 @@ from nnsight_vae.circuits.layout import Placement, column_labels, column_title, 
 from nnsight_vae.circuits.png import data_uri
 from nnsight_vae.circuits.prominence import on_paths, prominence, strength
 from nnsight_vae.circuits.records import Records, attribute_names
-from nnsight_vae.circuits.scene import THICKEST, THINNEST, covers_zero, shorten
+from nnsight_vae.circuits.scene import THICKEST, THINNEST, covers_zero, edge_parts, shorten
 from nnsight_vae.circuits.style import factor_colours, node_look
 
 _MOST_NODES, _MOST_EDGES = 60, 200  # shown at first; the slider shows the rest
@@ -65,6 +65,7 @@ def _data(records: Records, graph: nx.DiGraph, thumbnails: Mapping[str, Any]) ->
     ranked = sorted(graph.edges, key=lambda edge: (-on_path[edge], -size[edge]))
     rank = {edge: i for i, edge in enumerate(ranked)}
     colours = factor_colours(graph.graph)
+    places = {None: None, **{factor: i for i, factor in enumerate(colours)}}
     edges = [
         (
             place[edge[0]],
@@ -73,7 +74,7 @@ def _data(records: Records, graph: nx.DiGraph, thumbnails: Mapping[str, Any]) ->
             _rounded(on_path[edge]),
             _rounded(strength(graph.edges[edge])),
             int(covers_zero(graph.edges[edge])),
-            _parts(graph.edges[edge], list(colours)),
+            [(places[factor], _rounded(value)) for factor, value in edge_parts(graph.edges[edge], colours)],
         )
         for edge in ranked
     ]
@@ -147,20 +148,11 @@ def _nodes(records: Records, graph: nx.DiGraph, layout: Placement, pictures: _Pi
             }
         )
     for column in range(len(layout.columns)):  # boxes of a column are of one width
-        of_column = [node for node in nodes if node["column"] == column]
-        widest = max(node["width"] for node in of_column)
-        for node in of_column:
-            node["width"] = round(max(widest, 40.0), 1)
+        members = [each for each in nodes if each["column"] == column]
+        widest = max(each["width"] for each in members)
+        for each in members:
+            each["width"] = round(max(widest, 40.0), 1)
     return nodes
-
-
-def _parts(data: Mapping[str, Any], factors: list[str]) -> list[tuple[int | None, float | None]]:
-    """What is drawn of an edge, (place of the factor, value): one line, or one for each factor whose circuit it is in."""
-    own = data.get("factors") if factors else None
-    found = (
-        [(i, _rounded(strength({"effect": own[name]}))) for i, name in enumerate(factors) if name in own] if own else []
-    )
-    return found or [(None, _rounded(strength(data)))]
 
 
 def _edge_attributes(rows: list[dict[str, Any]]) -> dict[str, Any]:

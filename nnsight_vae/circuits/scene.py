@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,6 +115,16 @@ def line_width(strength: float | None, largest: float) -> float:
     return THINNEST + (THICKEST - THINNEST) * math.sqrt(abs(strength or 0.0) / largest)
 
 
+def edge_parts(data: Mapping[str, Any], factors: Iterable[str]) -> list[tuple[str | None, float | None]]:
+    """What is drawn of an edge, (factor, value): one line, or one for each factor whose circuit it is in."""
+    of = data.get("factors")
+    if isinstance(of, Mapping):
+        parts: list[tuple[str | None, float | None]] = [(f, strength({"effect": of[f]})) for f in factors if f in of]
+        if parts:
+            return parts
+    return [(None, strength(data))]
+
+
 def _curves(
     graph: nx.DiGraph,
     boxes: dict[Any, Box],
@@ -123,11 +133,7 @@ def _curves(
     out: float,
 ) -> list[Curve]:
     colours = factor_colours(graph.graph)
-    parts: list[tuple[Any, Any, list[tuple[str | None, float | None]]]] = []
-    for source, target, data in graph.edges(data=True):
-        of = data.get("factors") if colours else None
-        own = [(factor, strength({"effect": of[factor]})) for factor in colours if factor in of] if of else []
-        parts.append((source, target, own or [(None, strength(data))]))
+    parts = [(source, target, edge_parts(data, colours)) for source, target, data in graph.edges(data=True)]
     largest = max((abs(value or 0.0) for *_, own in parts for _, value in own), default=0.0) or 1.0
     curves = []
     for source, target, own in parts:
@@ -140,7 +146,7 @@ def _curves(
         for (factor, value), width in zip(own, widths, strict=True):
             shift = beside + width / 2
             beside += width
-            moved = [tuple((x, y + shift) for x, y in segment) for segment in segments] if len(own) > 1 else segments
+            moved = _shifted(segments, shift) if len(own) > 1 else segments
             colour = edge_colour(value) if factor is None else colours[factor]
             curves.append(Curve(source, target, moved, value, uncertain, width, colour, factor))
     return curves
@@ -184,6 +190,13 @@ def _curved(points: list[Point]) -> list[Segment]:
         middle = (x0 + x1) / 2
         segments.append(((x0, y0), (middle, y0), (middle, y1), (x1, y1)))
     return segments
+
+
+def _shifted(segments: list[Segment], down: float) -> list[Segment]:
+    def moved(point: Point) -> Point:
+        return point[0], point[1] + down
+
+    return [(moved(a), moved(b), moved(c), moved(d)) for a, b, c, d in segments]
 
 
 def _loop(start: Point, end: Point, out: float) -> list[Segment]:

@@ -22,7 +22,7 @@ from nnsight_vae.circuits import (
 from nnsight_vae.circuits.columns import Columns, candidates_of, units_of
 from nnsight_vae.circuits.communities import _fixed
 from nnsight_vae.circuits.degrees import hypergeometric
-from nnsight_vae.circuits.layers import Node
+from nnsight_vae.circuits.nodes import Node
 from nnsight_vae.circuits.nulls import degree_null, density_null
 from nnsight_vae.errors import CircuitError, DataError
 
@@ -58,7 +58,7 @@ def drawn_circuit(seed: int, readout: str, share: float = 0.4) -> nx.DiGraph:
         for i, j in product(reached, range(SIZES[b])):
             if rng.random() < share:
                 edges[f"{a}[{i}]", f"{b}[{j}]"] = float(rng.normal())
-    return circuit(edges, readout, total=2.0)
+    return circuit(edges, readout, total=2.0 + seed)
 
 
 # ------------------------------------------------------------------ overlap
@@ -73,8 +73,8 @@ def test_overlap_equals_sets_and_sums_written_out():
         row = found.of("b", "a", "nodes", stage)
         assert row.jaccard == pytest.approx(len(nodes[0] & nodes[1]) / len(nodes[0] | nodes[1]))
         sizes = [
-            {n: abs(sum(e["effect"] for *_, e in g.in_edges(n, data=True))) / 2 for n in g if g.in_degree(n)}
-            for g in (a, b)
+            {n: abs(sum(e["effect"] for *_, e in g.in_edges(n, data=True))) / t for n in g if g.in_degree(n)}
+            for g, t in ((a, 2.0), (b, 3.0))
         ]
         assert row.weighted == pytest.approx(ruzicka(list(nodes[0] | nodes[1]), *sizes))
         edges = [{e for e in g.edges if of_stage(g, e[0] if stage == "all" else e[1])} for g in (a, b)]
@@ -84,8 +84,8 @@ def test_overlap_equals_sets_and_sums_written_out():
         assert (row.n_a, row.n_b, row.shared) == (len(edges[0]), len(edges[1]), len(edges[0] & edges[1]))
         assert row.jaccard == pytest.approx(row.shared / len(edges[0] | edges[1]))
         weights = [
-            {e: abs(g.edges[e]["effect"]) / 2 for e in found_edges}
-            for g, found_edges in zip((a, b), edges, strict=True)
+            {e: abs(g.edges[e]["effect"]) / t for e in found_edges}
+            for g, t, found_edges in zip((a, b), (2.0, 3.0), edges, strict=True)
         ]
         assert row.weighted == pytest.approx(ruzicka(list(edges[0] | edges[1]), *weights))
 
@@ -141,6 +141,16 @@ def test_overlap_has_no_p_value_where_what_circuits_were_chosen_from_is_unknown(
     assert "candidates" in row.reason
     other = {**RECORD, "edges": {"latent.z -> decoder.0": 31}}
     assert overlap({"a": circuit(edges, "a", record=other), "b": circuit(edges, "b")}, n_null=9).of("a", "b").p is None
+
+
+def test_a_record_of_some_columns_gives_p_values_for_those_stages():
+    record = {"nodes": {"latent.z": 4}, "edges": {"latent.z -> decoder.0": 32}}
+    edges = {("latent.z[0]", "decoder.0[0]"): 1.0, ("encoder.0[0]", "latent.z[0]"): 1.0}
+    found = overlap({name: circuit(edges, name, record=record) for name in "ab"}, n_null=9)
+    assert found.of("a", "b", "nodes", "latent").p is not None
+    assert found.of("a", "b", "edges", "decoder").p is not None
+    assert found.of("a", "b", "nodes", "decoder").p is found.of("a", "b", "edges", "latent").p is None
+    assert found.of("a", "b", "nodes").p is found.of("a", "b", "edges").p is None
 
 
 def test_a_circuit_counts_by_the_edges_that_reach_its_own_factor():
@@ -298,6 +308,15 @@ def test_the_interval_of_a_units_specificity_covers_the_truth():
     assert covered < 60
 
 
+def test_pairs_of_each_factor_are_resampled_on_their_own():
+    scores = {
+        name: scored(0, name, (1.0, 1.0)) for name in "ab"
+    }  # in common resamples both factors' effects move as one
+    row = specificity({name: selected(each) for name, each in scores.items()}, scores=scores, n_boot=200).rows[0]
+    assert row.specificity == pytest.approx(0.5)
+    assert row.ci_low < 0.49 < 0.51 < row.ci_high
+
+
 def test_scores_of_other_circuits_are_refused():
     scores = {"a": scored(0, "a", (1.0, 1.0)), "b": scored(1, "b", (1.0, 1.0))}
     named = {name: selected(each) for name, each in scores.items()}
@@ -371,6 +390,10 @@ def test_a_unit_with_the_same_edges_in_both_circuits_separates_nothing():
     unknown = separation({"a": circuit(dict.fromkeys(full.edges, 1.0), "a", record=None), "b": full}).rows[-1]
     assert unknown.p is None
     assert "not known" in unknown.reason
+    grouped = {**RECORD, "edges": {**RECORD["edges"], "encoder.0 -> latent.z": 12}}
+    into = {(f"encoder.0[{i}]", "latent.z[0]"): 1.0 for i in range(3)} | {("latent.z[0]", "decoder.0[0]"): 1.0}
+    rows = separation({name: circuit(into, name, record=grouped) for name in "ab"}).rows
+    assert {row.kind: row.p is None for row in rows if row.unit == "latent.z[0]"} == {"split": False, "merge": True}
 
 
 # ------------------------------------------------------------------ modularity

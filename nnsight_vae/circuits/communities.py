@@ -136,7 +136,7 @@ def modularity(
     value = nx.community.modularity(graph, _sets(names), weight=None)
     drawn = _refitted(columns, n_null, seed) if refit else _fixed(columns, names, n_null, seed)
     low, high = np.quantile(drawn, [0.025, 0.975])
-    fixed = bool(np.ptp(drawn) < 1e-12 and abs(drawn[0] - value) < 1e-12)
+    fixed = bool(np.abs(drawn - value).max() < 1e-12)
     p = None if fixed else float(two_sided(np.array([value]), drawn[:, None])[0])
     reason = "constant under this null" if fixed else ""
     return Modularity(value, float(drawn.mean()), float(low), float(high), p, names, found, n_null, reason)

@@ -10,8 +10,9 @@ import networkx as nx
 import numpy as np
 import pytest
 import torch
-from test_circuits import HALVES, TRUE_EDGES, WiredVAE, pairs_for, wired_pairs
+from literal_edges import HALVES, pairs_for
 from vaes import ConvVAE, seeded
+from wired import TRUE_EDGES, WiredVAE, wired_pairs
 
 import nnsight_vae as nv
 from nnsight_vae.circuits import hypothesis_tests
@@ -254,6 +255,17 @@ def test_what_is_left_out_tells_the_effect_where_the_circuit_misses_a_route(wire
     assert not outcome(shut, "sufficiency").rejected
     assert not outcome(shut, "necessity").rejected
     assert outcome(shut, "necessity").verdict.startswith("not shown to be missed more")
+
+
+def test_the_ends_stay_when_a_circuit_is_taken_out_of_the_model(wired) -> None:
+    sets = EdgeSets.of(*wired)
+    own = sets.set_of(TRUE_EDGES)
+    rest = sets.rest_of(own)
+    assert rest[sets.set_of([("factor:f", "input[0]"), ("output[0]", "readout:pixel[0]")])].all()
+    assert (~rest).sum() == len(TRUE_EDGES) - 2
+    no_part = nx.DiGraph([("enc[0]", "latent.z[0]"), ("factor:f", "input[0]"), ("output[0]", "readout:pixel[0]")])
+    found = hypothesis_tests(wired[0], no_part, *wired[1:], tests=("necessity",), n_random=80)
+    assert outcome(found, "necessity").statistic > 0.8  # were the ends taken too, all rivals would tie
 
 
 def test_repeating_pairs_adds_no_evidence(wired) -> None:

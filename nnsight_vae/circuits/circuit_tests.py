@@ -1,6 +1,6 @@
 """Is the circuit what a circuit should be? Hypothesis tests on runs of the model, with the error they control stated.
 
-With s the readout, C the circuit, M the model and M - C the rest of it:
+With s the readout, C the circuit, M the model and M - C the model without C's edges between units (ends stay):
 
 - `equivalence`: is s(C) above s(M) as often as below it? Over pairs; exact binomial.
 - `independence`: does the effect through M - C tell the effect of M? Over pairs; HSIC by permutation.
@@ -102,9 +102,9 @@ def hypothesis_tests(
     if n_edges is not None and len(edges) > n_edges:
         edges = np.sort(rng.choice(edges, n_edges, replace=False))
     families: dict[str, list[EdgeSet]] = {
-        "circuit": [own, ~own],
+        "circuit": [own, sets.rest_of(own)],
         "rivals": rivals,
-        "rests": [~rival for rival in rivals],
+        "rests": [sets.rest_of(rival) for rival in rivals],
         "inflated": [whole for whole, _ in inflated],
         "without": [rest for _, rest in inflated],
         "knocked": [_without(own, edge) for edge in edges.tolist()],

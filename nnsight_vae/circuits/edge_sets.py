@@ -134,6 +134,15 @@ class EdgeSets:
         """The cut of each edge."""
         return np.repeat(np.arange(len(self.cuts)), [len(cut) for cut in self.cuts])
 
+    @cached_property
+    def inner(self) -> EdgeSet:
+        """The edges between units: those from the factor and into the readouts only say where the model begins and ends."""
+        return (self.cut_of != 0) & (self.cut_of != len(self.cuts) - 1)
+
+    def rest_of(self, edges: EdgeSet) -> EdgeSet:
+        """The model without the inner edges of a set. Were its ends taken too, nothing would be left of any model."""
+        return ~(edges & self.inner)
+
     def set_of(self, edges: Iterable[Edge]) -> EdgeSet:
         """The set of these edges.
 
@@ -150,7 +159,7 @@ class EdgeSets:
         """Chunks of the pairs, with what edges at rest carry."""
         average = Rest.mean(run for _, run in self._reference_runs()) if self.ablation == "mean" else None
         for rows, run in pair_runs(self.vae, self.pairs, self.wiring):
-            yield rows, run, average or (Rest.zero(run) if self.ablation == "zero" else Rest.base(run))
+            yield rows, run, average.of(run) if average else Rest.zero(run) if self.ablation == "zero" else Rest.base(run)
 
     def read(self, sets: Sequence[EdgeSet], progress: Progress | None = None) -> Readings:
         """The readout of every set.

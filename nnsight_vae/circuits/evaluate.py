@@ -89,7 +89,9 @@ def faithfulness(
     chosen = tuple(sorted({*chosen, *whole}))
     strongest = np.full(len(own), len(own))
     strongest[order] = np.arange(len(order))
-    readings = sets.read([own, sets.between(set(circuit)), ~own, *(strongest < size for size in chosen)], progress)
+    readings = sets.read(
+        [own, sets.between(set(circuit)), sets.rest_of(own), *(strongest < size for size in chosen)], progress
+    )
     circuit_effect, nodes, complement, *curve = readings.effects
     options = {"ablation": ablation, "reference": None if reference is None else len(reference)}
     return Faithfulness(

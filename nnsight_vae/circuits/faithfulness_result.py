@@ -37,7 +37,7 @@ class Faithfulness:
     Attributes:
         circuit: m(C) - m(nothing).
         nodes: the same of the circuit's nodes with all the model's edges between them, a more lenient and more common score.
-        complement: the same of the model without the circuit's edges.
+        complement: the same of the model without the circuit's edges between units (`EdgeSets.rest_of`).
         total: m(M) - m(nothing).
         sizes: numbers of edges of the curve.
         curve_effects: the same of the strongest edges alone, for each size.

@@ -6,6 +6,7 @@ With F the mean readout over pairs, C the circuit, M the model and K a part of C
   a K for which they part shows what the circuit missed, e.g. a backup that only speaks when the circuit is silent.
 - minimality of v in C: the largest |F(C - (K + v)) - F(C - K)| over K. Near 0 for every K: v is not needed.
 
+K is of edges between units; without the edges from the factor and into the readouts nothing is left of any model.
 The largest over all K is out of reach; K = nothing, K = C and random parts of every size are tried, so a completeness gap is at
 least, and a part's worth at least, what is reported.
 """
@@ -39,10 +40,10 @@ class Knockouts:
     """What knocking parts out of a circuit does, in units of the readout.
 
     Attributes:
-        gaps: completeness, |F(C - K) - F(M - K)|, for every K tried; the first is nothing, the second all of C.
+        gaps: completeness, |F(C - K) - F(M - K)|, for every K tried; the first is nothing, the second all of C but its ends.
         knocked_out: size of every K, in edges.
         worth: minimality, the largest |F(C - (K + v)) - F(C - K)| found, for every part v.
-        parts: the parts: nodes, or edges as `"a -> b"`.
+        parts: the parts: units, or edges between units as `"a -> b"`.
         total: F(M) - F(nothing).
         defined: whether the interval of that is clear of 0, so that shares of it mean something.
         readouts: names of the targets.
@@ -117,7 +118,7 @@ def knockouts(
         circuit: from `extract_circuit`.
         pairs: with the factor of the circuit.
         readout: with its targets.
-        parts: what v and K are made of: edges, or nodes (all edges of the circuit at a node go with it).
+        parts: what v and K are made of: edges between units, or units (all such edges of the circuit at one go with it).
         ablation: what edges outside carry; see `faithfulness`.
         reference: as in `faithfulness`.
         subsets: random K for completeness, of every size alike.
@@ -137,9 +138,9 @@ def knockouts(
     checked_circuit(circuit)
     sets = EdgeSets.of(vae, pairs, readout, ablation, reference)
     own = sets.set_of(circuit.edges)
-    if not own.any():
-        raise CircuitError("the circuit has no edges, so there is nothing to knock out.")
-    members = _members(sets, own, parts)
+    members = _members(sets, own & sets.inner, parts)
+    if not members:
+        raise CircuitError("the circuit has no edge between units, so there is nothing to knock out.")
     masks = np.stack(list(members.values()))
     rng = np.random.default_rng(seed)
     n_parts = len(members)
@@ -150,7 +151,7 @@ def knockouts(
     )  # [part, context, part]: v goes in, or comes out where it was
     out = [_union(masks, k) for k in (*tried, *around, *flipped.reshape(-1, n_parts))]
     n = len(tried)
-    readings = sets.read([own & ~k for k in out] + [~k for k in out[:n]], progress)
+    readings = sets.read([own & ~k for k in out] + [sets.rest_of(k) for k in out[:n]], progress)
     in_circuit, in_model = readings.sets[: len(out)], readings.sets[len(out) :]
     without = in_circuit[n : n + len(around)]
     toggled = in_circuit[n + len(around) :].reshape(n_parts, len(around), *readings.total.shape)
@@ -167,13 +168,13 @@ def knockouts(
     )
 
 
-def _members(sets: EdgeSets, own: EdgeSet, parts: Part) -> dict[str, EdgeSet]:
+def _members(sets: EdgeSets, inner: EdgeSet, parts: Part) -> dict[str, EdgeSet]:
     """The parts of the circuit, each with its edges."""
     members: dict[str, EdgeSet] = {}
-    for i in np.flatnonzero(own):
+    for i in np.flatnonzero(inner):
         names = [" -> ".join(sets.edges[i])] if parts == "edge" else sets.edges[i]
         for name in names:
-            members.setdefault(name, np.zeros_like(own))[i] = True
+            members.setdefault(name, np.zeros_like(inner))[i] = True
     return members
 
 

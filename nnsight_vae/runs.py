@@ -55,6 +55,7 @@ def clean_run(
     eps: Tensor | None = None,
     paths: Iterable[str] | None = None,
     until: int | None = None,
+    also: Iterable[Event] = (),
 ) -> CleanRun:
     """Run the VAE without interventions, no further than needed, and keep what its modules return.
 
@@ -64,6 +65,7 @@ def clean_run(
         eps: noise `[n, *latent]`; None runs at the posterior mean.
         paths: module paths to keep; all that fire once where not given.
         until: keep what has finished by this moment of the execution order; None: everything.
+        also: events on the way.
     """
     wanted = None if paths is None else set(paths)
     kept = [f for f in vae.layout(x).firings.values() if f.calls == 1 and (wanted is None or f.path in wanted)]
@@ -78,7 +80,7 @@ def clean_run(
         )  # the model goes on with a copy where it would rewrite it
 
     if kept:
-        events: list[Event] = [(f.finished, keep(f.path)) for f in kept]
+        events: list[Event] = [*also, *((f.finished, keep(f.path)) for f in kept)]
         events += _relay_events(vae, x, -1, max(f.finished for f in kept))
         trace_events(vae, "__call__", (x,), events, eps=eps)
     return CleanRun(vae, x, eps, outputs)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from nnsight_vae.circuits.contributions import port_axis, port_squares
+from nnsight_vae.circuits.contributions import port_axis, weight_squares
 from nnsight_vae.circuits.cuts import Cut
 from nnsight_vae.circuits.pair_run import PairRun, read
 from nnsight_vae.readouts import Readout
@@ -19,13 +19,14 @@ def weights(cuts: Sequence[Cut], n_targets: int) -> Float[np.ndarray, "edge targ
     """L2 norm of the weights by which each edge is read; 1 where none are (the ends, and into `latent.z`)."""
     scores = []
     for cut in cuts:
-        norms = torch.ones(len(cut))
+        squares = torch.zeros(len(cut))
         for block in cut.blocks:
-            if block.layer is not None:
-                real = block.edges >= 0
-                squares = block.route.reach.double() @ port_squares(block.layer, block.owners, block.edges.shape[1])
-                norms[block.edges[real]] = squares[real].sqrt().float()
-        scores.append(norms.numpy()[:, None].repeat(n_targets, axis=1))
+            if block.layer is None:
+                squares[block.edges[block.edges >= 0]] = 1
+                continue
+            for owners in block.route.owners:
+                squares += weight_squares(block.layer, block.of_entries(owners), len(cut)).cpu()
+        scores.append(squares.sqrt().numpy()[:, None].repeat(n_targets, axis=1))
     return _own_readout_only(np.concatenate(scores), cuts)
 
 
@@ -58,8 +59,12 @@ class Activity:
                 layer = wiring.columns[reader].layer if reader < len(wiring.columns) else None
                 axis = port_axis(layer, inputs[reader])
                 for route in wiring.routes(reader):
-                    seen = _node_means(inputs[reader], axis, route.owners, len(route.reach))
-                    taken[reader, route.parent] = seen if wiring.is_plain(reader) else given[route.parent]
+                    apart = wiring.is_plain(reader)
+                    taken[reader, route.parent] = (
+                        _node_means(inputs[reader], axis, route.owners[0], len(route.reach))
+                        if apart
+                        else given[route.parent]
+                    )
             self._given.append([*given, read(self.readout, inputs[-1]).double()])
             self._taken.append(taken)
 

@@ -137,18 +137,9 @@ def masked_weight(layer: Linear, keep: Bool[Tensor, "a b"]) -> Tensor:
     return layer.weight.detach() * keep.view(*keep.shape, *[1] * (layer.weight.ndim - 2)).to(layer.weight)
 
 
-def port_squares(layer: Linear, owners: Int[Tensor, " unit"], n_nodes: int) -> Float[Tensor, "port node"]:
-    """Sum of squares of the weights from each port to the units of each node.
-
-    Example:
-        >>> layer = nn.Linear(2, 3, bias=False)
-        >>> _ = layer.weight.data.copy_(torch.tensor([[3.0, 0.0], [4.0, 0.0], [0.0, 1.0]]))
-        >>> port_squares(layer, torch.tensor([0, 0, 1]), 2).tolist()
-        [[25.0, 0.0], [0.0, 1.0]]
-    """
-    units, ports = weight_grid(layer)
-    squares = layer.weight.detach().double().square().cpu()
-    squares = squares.flatten(2).sum(-1) if squares.ndim > 2 else squares
-    owned = owners[units] >= 0
-    result = squares.new_zeros(int(ports.max()) + 1, n_nodes)
-    return result.index_put_((ports[owned], owners[units][owned]), squares[owned], accumulate=True)
+def weight_squares(layer: Linear, edge_of: Int[Tensor, "a b"], n_edges: int) -> Float[Tensor, " edge"]:
+    """Sum of squares of each edge's weights."""
+    squares = layer.weight.detach().square().flatten(2).sum(-1) if layer.weight.ndim > 2 else layer.weight.detach() ** 2
+    real = edge_of.flatten() >= 0
+    edges = edge_of.flatten()[real].to(squares.device)
+    return squares.new_zeros(n_edges).index_add_(0, edges, squares.flatten()[real.to(squares.device)])

@@ -131,10 +131,11 @@ def _joined(wiring: Wiring, reader: int, route: Route, n_readouts: int) -> Bool[
         return route.reach.any(1)[:, None].expand(-1, n_readouts)
     to = wiring.columns[reader]
     units, ports = (torch.arange(len(to.owners)),) * 2 if to.layer is None else weight_grid(to.layer)
-    owned = to.owners[units] >= 0
-    reads = torch.zeros(route.reach.shape[1], len(to.nodes))
-    reads[ports[owned], to.owners[units[owned]]] = 1
-    return route.reach.float() @ reads > 0
+    joined = torch.zeros(len(route.reach), len(to.nodes), dtype=torch.bool)
+    for owners in route.owners:
+        real = (owners[ports] >= 0) & (to.owners[units] >= 0)
+        joined[owners[ports[real]], to.owners[units[real]]] = True
+    return joined
 
 
 def nodes_of(cuts: Sequence[Cut]) -> tuple[Node, ...]:

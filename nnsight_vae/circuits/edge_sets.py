@@ -29,8 +29,9 @@ from nnsight_vae.arguments import require
 from nnsight_vae.circuits.cuts import Cut, cuts_of
 from nnsight_vae.circuits.methods import resolution_of
 from nnsight_vae.circuits.pair_run import PairRun, pair_runs, read
-from nnsight_vae.circuits.partial import Rest, edge_positions, kept_between, kept_of, run_with
+from nnsight_vae.circuits.partial import edge_positions, kept_between, kept_of, run_with
 from nnsight_vae.circuits.records import CIRCUIT_SCHEMA
+from nnsight_vae.circuits.rest import Rest
 from nnsight_vae.circuits.wiring import Wiring
 from nnsight_vae.engine import checked_batch
 from nnsight_vae.errors import CircuitError, DataError
@@ -159,7 +160,11 @@ class EdgeSets:
         """Chunks of the pairs, with what edges at rest carry."""
         average = Rest.mean(run for _, run in self._reference_runs()) if self.ablation == "mean" else None
         for rows, run in pair_runs(self.vae, self.pairs, self.wiring):
-            yield rows, run, average.of(run) if average else Rest.zero(run) if self.ablation == "zero" else Rest.base(run)
+            yield (
+                rows,
+                run,
+                average.of(run) if average else Rest.zero(run) if self.ablation == "zero" else Rest.base(run),
+            )
 
     def read(self, sets: Sequence[EdgeSet], progress: Progress | None = None) -> Readings:
         """The readout of every set.

@@ -29,6 +29,7 @@ from nnsight_vae.errors import CircuitError
 from nnsight_vae.runs import CleanRun, Write, run_from, start_for
 
 NODES = 8  # points on the straight line through a local map
+_FEW = 4  # sets of nodes up to which it is tried whether the map just adds them up
 _ROUNDING = 64  # units in the last place by which a sum that is the same may differ
 
 
@@ -101,30 +102,26 @@ def parts_between(run: CleanRun, wiring: Wiring, reader: int, start: State, end:
         return
     if wiring.is_plain(reader):
         for route in routes:
-            yield Part(route.parent, route.owners, change)
+            for owners in route.owners:
+                yield Part(route.parent, owners, change)
         return
     local = LocalMap(run, wiring, reader)
     starts = [start.outputs[route.parent] for route in routes]
     moves = [end.outputs[route.parent] - a for route, a in zip(routes, starts, strict=True)]
-    alone, additive = None, None
-    if not any(route.mixing for route in routes):
-        alone = [swapped - start.taken for swapped in _one_at_a_time(local, starts, moves)]
-        size = start.taken.abs() + sum((each.abs() for each in alone), torch.zeros_like(change))
-        additive = (sum(alone, -change)).abs() <= _ROUNDING * torch.finfo(change.dtype).eps * size
-        if bool(additive.all()):
-            for route, delta in zip(routes, alone, strict=True):
-                yield Part(route.parent, route.owners, delta)
-            return
-    path = _Path(local, starts, moves, change)
-    for i, route in enumerate(routes):
-        if not route.mixing:
-            delta = path.due_to(i, moves[i])
-            yield Part(route.parent, route.owners, delta if alone is None else torch.where(additive, alone[i], delta))
-            continue
-        for node, ports in enumerate(route.reach):
-            if bool(ports.any()):
-                delta = path.due_to(i, only(moves[i], wiring.columns[route.parent], node))
-                yield Part(route.parent, torch.where(ports, node, -1), delta)
+    sets = [(i, owners) for i, route in enumerate(routes) for owners in route.owners]
+    directions = [only(moves[i], wiring.columns[routes[i].parent], owners) for i, owners in sets]
+    alone, additive = [], torch.zeros_like(change, dtype=torch.bool)
+    if len(sets) <= _FEW:
+        alone = [
+            moved - start.taken
+            for moved in _one_at_a_time(local, starts, [(i, d) for (i, _), d in zip(sets, directions, strict=True)])
+        ]
+        size = start.taken.abs() + torch.stack([each.abs() for each in alone]).sum(0)
+        additive = (torch.stack(alone).sum(0) - change).abs() <= _ROUNDING * torch.finfo(change.dtype).eps * size
+    path = None if bool(additive.all()) else _Path(local, starts, moves, change)
+    for k, (i, owners) in enumerate(sets):
+        delta = alone[k] if path is None else path.due_to(i, directions[k])
+        yield Part(routes[i].parent, owners, torch.where(additive, alone[k], delta) if alone else delta)
 
 
 def moved_alone(
@@ -132,16 +129,16 @@ def moved_alone(
 ) -> Float[Tensor, "n ..."]:
     """Change of what a reader takes in when a single node goes from start to end: what edge patching adds."""
     if wiring.is_plain(reader):
-        return (end.taken - start.taken) * _along(route.owners == node, end.taken, wiring, reader)
+        return (end.taken - start.taken) * _along(route.reach[node], end.taken, wiring, reader)
     outputs = dict(start.outputs)
     a = outputs[route.parent]
-    outputs[route.parent] = a + only(end.outputs[route.parent] - a, wiring.columns[route.parent], node)
+    outputs[route.parent] = a + only(end.outputs[route.parent] - a, wiring.columns[route.parent], torch.tensor([node]))
     return LocalMap(run, wiring, reader)(list(outputs.values())) - start.taken
 
 
-def only(move: Tensor, column: Column, node: int) -> Tensor:
-    """The part of a column's change that is one node's."""
-    mask = (column.owners == node).to(move)
+def only(move: Tensor, column: Column, nodes: Int[Tensor, " some"]) -> Tensor:
+    """The part of a column's change that is some nodes'."""
+    mask = torch.isin(column.owners, nodes[nodes >= 0]).to(move)
     return move * mask.view([-1 if axis == column.axis else 1 for axis in range(move.ndim)])
 
 
@@ -198,13 +195,12 @@ class _Path:
         return f"what lies between {parents} and {local.path.removeprefix('model.')!r}"
 
 
-def _one_at_a_time(local: LocalMap, starts: Sequence[Tensor], moves: Sequence[Tensor]) -> list[Tensor]:
-    """What is taken in when one parent at a time has moved: all in one run."""
-    points = [
-        torch.cat([a + d if i == j else a for j in range(len(moves))])
-        for i, (a, d) in enumerate(zip(starts, moves, strict=True))
-    ]
-    return list(local(points).chunk(len(moves)))
+def _one_at_a_time(
+    local: LocalMap, starts: Sequence[Tensor], directions: Sequence[tuple[int, Tensor]]
+) -> Sequence[Tensor]:
+    """What is taken in when only one direction is taken, each from one parent's start: all in one run."""
+    points = [torch.cat([a + d if i == parent else a for parent, d in directions]) for i, a in enumerate(starts)]
+    return local(points).chunk(len(directions))
 
 
 def _along(mask: Tensor, like: Tensor, wiring: Wiring, reader: int) -> Tensor:

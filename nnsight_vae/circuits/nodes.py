@@ -46,14 +46,24 @@ class Route:
     reach: Bool[Tensor, "node port"]
 
     @cached_property
-    def mixing(self) -> bool:
-        """Whether several nodes change one port (attention, a norm over channels)."""
-        return bool((self.reach.sum(0) > 1).any())
+    def owners(self) -> tuple[Int[Tensor, " port"], ...]:
+        """Who changes each port, in as many sets of nodes as it takes for no two of a set to change the same port.
 
-    @cached_property
-    def owners(self) -> Int[Tensor, " port"]:
-        """The node that changes each port, the first where there are several; -1 where none does."""
-        return torch.where(self.reach.any(0), self.reach.int().argmax(0), -1)
+        Each gives the node of its set that changes each port, -1 where none does. One set where the map between keeps nodes apart
+        (activations, pooling, reshapes); as many as nodes where it mixes all of them (attention, a norm over channels).
+        """
+        if bool((self.reach.sum(0) <= 1).all()):
+            return (torch.where(self.reach.any(0), self.reach.int().argmax(0), -1),)
+        sets: list[Tensor] = []
+        for node, ports in enumerate(self.reach):
+            for owners in sets:
+                if bool((owners[ports] < 0).all()):
+                    owners[ports] = node
+                    break
+            else:
+                if bool(ports.any()):
+                    sets.append(torch.where(ports, node, -1))
+        return tuple(sets)
 
 
 @dataclass(frozen=True, eq=False)

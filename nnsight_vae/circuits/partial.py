@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from nnsight_vae.circuits.contributions import apply, masked_weight, weight_grid, with_bias
+from nnsight_vae.circuits.contributions import apply, masked_weight, weight_grid
 from nnsight_vae.circuits.cuts import Block, Cut
 from nnsight_vae.circuits.local_maps import Part, State, parts_between
 from nnsight_vae.circuits.pair_run import PairRun, read
+from nnsight_vae.circuits.rest import Rest
 from nnsight_vae.errors import CircuitError
 from nnsight_vae.readouts import Readout
 from nnsight_vae.runs import Event, Write, replace_event, trace_events
@@ -59,55 +59,6 @@ def kept_between(cuts: Sequence[Cut], nodes: Container[str]) -> list[Bool[Tensor
         )
         kept.append(torch.from_numpy(sources[cut.ends[:, 0]] & targets[cut.ends[:, 1]]))
     return kept
-
-
-class Rest(NamedTuple):
-    """What edges carry that do not carry the run's own values.
-
-    Attributes:
-        outputs: module path -> what the module gives when every edge into it is at rest, bias included; `tap_input` too.
-        inputs: what each column's module takes in at rest and, last, what the readout reads (as `PairRun.base_inputs`).
-        states: module path -> what the module gives where what others add to it, or make of it, is at rest.
-
-    Leading axes are those of the run or 1.
-    """
-
-    outputs: Mapping[str, Tensor]
-    inputs: tuple[Tensor, ...]
-    states: Mapping[str, Tensor]
-
-    @classmethod
-    def base(cls, run: PairRun) -> Rest:
-        """Each pair's own base run (resample ablation)."""
-        return cls(run.base.outputs, run.base_inputs, run.base.outputs)
-
-    @classmethod
-    def mean(cls, runs: Iterable[PairRun]) -> Rest:
-        """The average over all bases (mean ablation): layers are linear, so the mean contribution is that of the mean input."""
-        sums: dict[str | int, Tensor] = {}
-        n = 0
-        for run in runs:
-            paths = [column.path for column in run.wiring.columns]
-            seen = {path: run.base.outputs[path] for path in paths} | dict(enumerate(run.base_inputs))
-            for key, value in seen.items():
-                total = value.sum(0, keepdim=True)
-                sums[key] = sums[key] + total if key in sums else total
-            n += len(run)
-        means = {key: total / n for key, total in sums.items()}
-        outputs = {key: value for key, value in means.items() if isinstance(key, str)}
-        return cls(outputs, tuple(value for key, value in means.items() if isinstance(key, int)), outputs)
-
-    @classmethod
-    def zero(cls, run: PairRun) -> Rest:
-        """Nothing (zero ablation): of a layer only the bias is left."""
-        states = {column.path: torch.zeros_like(run.base.outputs[column.path][:1]) for column in run.wiring.columns}
-        outputs = {
-            column.path: states[column.path]
-            if column.layer is None
-            else with_bias(column.layer, states[column.path]).detach()
-            for column in run.wiring.columns
-        }
-        return cls(outputs, tuple(torch.zeros_like(value[:1]) for value in run.base_inputs), states)
 
 
 def run_with(
@@ -196,7 +147,7 @@ class _PartialRun:
 
     def run(self, sites: Sequence[str]) -> dict[str, Tensor]:
         """What reaches some sites."""
-        waiting = [i for i in range(1, len(self.wiring.columns)) if not self.wiring.is_plain(i)]
+        waiting = [i for i in range(len(self.wiring.columns)) if not self.wiring.is_plain(i)]
         while waiting:
             depth = self.wiring.columns[waiting[0]].depth
             ready = [i for i in waiting if self.wiring.columns[i].depth == depth]
@@ -220,8 +171,8 @@ class _PartialRun:
     def let_out(self, part: Part, target: int) -> Tensor:
         """Ports of a part by how much of them goes to a target of the readout, shaped to multiply the part."""
         block, kept = self._block(len(self.wiring.columns), part)
-        shares = torch.where(block.edges[:, target] >= 0, kept[block.edges[:, target]], 0)
-        return _per_port(_of_owner(shares, part.owners), part.delta, 1)
+        edges = torch.where(part.owners >= 0, block.edges[part.owners, target], -1)
+        return _per_port(_share(edges, kept, torch.zeros_like(edges), part.delta), part.delta)
 
     def _pass(self, sites: Sequence[str], ready: Sequence[int]) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
         """One pass: what reaches some sites, and what some columns' modules take in."""
@@ -237,7 +188,7 @@ class _PartialRun:
         def put(i: int) -> Write:
             def write(value: Tensor) -> Tensor:
                 known = self.settled.get(i)
-                if known is None and i in taken:
+                if known is None and self.wiring.is_plain(i):
                     known = self._given(i, self.parts(i, taken[i]))
                 self.given[i] = value if known is None else known
                 return self.given[i].clone()
@@ -245,9 +196,11 @@ class _PartialRun:
             return write
 
         for i, column in enumerate(columns):
-            if i in ready or i not in self.settled:
-                events.append((firings[column.path].started, take(i)))
+            events.append((firings[column.path].started, take(i)))
             events.append((firings[column.path].finished, replace_event(self.vae, column.path, put(i))))
+        if not sites:
+            until = max(firings[columns[i].path].started for i in ready)
+            events = [(moment, event) for moment, event in events if moment <= until]
 
         def listen(site: str) -> Callable[[], None]:
             return lambda: reached.__setitem__(site, self.vae.envoy_at(self.layout.paths[site]).output)
@@ -265,7 +218,7 @@ class _PartialRun:
             if column.layer is None:
                 free = (block.owners < 0) & (part.owners >= 0)
                 shares = _share(block.of_ports(part.owners), kept, free, part.delta)
-                total = total + part.delta * _per_port(shares, part.delta, 1)
+                total = total + part.delta * _per_port(shares, part.delta)
                 continue
             units, ports = weight_grid(column.layer)
             free = (block.owners[units] < 0) & (part.owners[ports] >= 0)  # units of no node take in everything
@@ -279,12 +232,10 @@ class _PartialRun:
 
 def _share(edges: Tensor, kept: Tensor, free: Bool[Tensor, "..."], like: Tensor) -> Tensor:
     """How much each edge carries, in the precision of `like`; 0 where there is none, but all where that is free."""
-    return torch.where(edges >= 0, kept[edges.clamp(min=0)].to(like), free.to(like))
+    edges, free = edges.to(kept.device), free.to(kept.device)
+    return torch.where(edges >= 0, kept[edges.clamp(min=0)].to(like.dtype), free.to(like.dtype))
 
 
-def _of_owner(shares: Float[Tensor, " node"], owners: Int[Tensor, " port"]) -> Float[Tensor, " port"]:
-    return torch.where(owners >= 0, shares[owners.clamp(min=0)], 0)
-
-
-def _per_port(values: Float[Tensor, " port"], like: Tensor, axis: int) -> Tensor:
-    return values.to(like).view([-1 if a == axis else 1 for a in range(like.ndim)])
+def _per_port(values: Float[Tensor, " port"], like: Tensor) -> Tensor:
+    """One number a port, shaped to multiply what is handed on."""
+    return values.to(like).view(1, -1, *[1] * (like.ndim - 2))

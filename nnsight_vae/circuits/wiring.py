@@ -45,7 +45,7 @@ class Wiring:
 
     @classmethod
     def of(cls, vae: VAE, x: Float[Tensor, "n *image"], eps: Tensor | None = None, reads: str = "output") -> Wiring:
-        """Find the wiring for inputs like x.
+        """Find the wiring for inputs like x, once for each shape of inputs as long as the weights stay what they are.
 
         Args:
             vae: the model.
@@ -63,6 +63,13 @@ class Wiring:
             >>> [len(column.nodes) for column in Wiring.of(vae, torch.rand(1, 1, 8, 8)).columns]
             [1, 4, 128, 2, 128, 4, 1]
         """
+        key, fingerprint = (tuple(x.shape[1:]), eps is None, reads), vae.fingerprint
+        if key not in vae._wirings or vae._wirings[key][0] != fingerprint:
+            vae._wirings[key] = fingerprint, cls._found(vae, x, eps, reads)
+        return vae._wirings[key][1]  # type: ignore[no-any-return]
+
+    @classmethod
+    def _found(cls, vae: VAE, x: Tensor, eps: Tensor | None, reads: str) -> Wiring:
         prober = Prober(vae, vae.checked(x)[:1], None if eps is None else eps[:1], reads)
         read_by = _readers(prober)
         if set(read_by) <= {"tap_input"}:
@@ -101,11 +108,6 @@ class Wiring:
         """Positions of the columns of each level; the input's is the first."""
         depths = [column.depth for column in self.columns]
         return tuple(tuple(i for i, depth in enumerate(depths) if depth == level) for level in range(depths[-1] + 1))
-
-    @cached_property
-    def plain(self) -> bool:
-        """Whether each port of every reader changes with one node only, as in a chain."""
-        return all(map(self.is_plain, range(len(self.columns) + 1)))
 
     def is_plain(self, reader: int) -> bool:
         """Whether each port of a reader changes with one node only, of whichever column."""

@@ -33,7 +33,7 @@ _CROSSINGS = 4  # linear layers of the decoder, in one of which a factor can rea
 _DISGUISE = Disguise(gates=0.2, unread=0.2, copies=0.2)
 _GREY, _CONTRAST, _NOISE = 0.5, 0.3, 0.05
 _LOGVAR = -3.0
-_DRAWS, _CLEAR = 50, 0.3  # draws of weights, until every factor correlates this much with all that it causes
+_DRAWS, _CLEAR = 60, 0.6  # draws of weights, until each effect's mean is this many of its sds from 0
 _AGAINST = 0.1  # share of weights whose sign is the other one
 
 
@@ -87,9 +87,9 @@ def masked(
     def draw(factor: str, n: int, pair_seed: int) -> Pairs:
         return _pairs(names, patterns, factor, n, pair_seed)
 
-    shown = [draw(name, 32, seed) for name in names]
-    images, factors_of = (torch.cat([getattr(p, part) for p in shown]) for part in ("source", "source_factors"))
-    module, live = _drawn(dag, images, factors_of, generator)
+    shown = [draw(name, 64, seed) for name in names]
+    images = torch.cat([pairs.source for pairs in shown])
+    module, live = _drawn(dag, shown, generator)
     if hidden:
         module, live = hide(module, live, _DISGUISE, images, generator)
     channel_of = np.arange(len(names)).repeat(_COLOURS)
@@ -114,29 +114,47 @@ def masked(
 
 
 def _drawn(
-    dag: nx.DiGraph, images: Tensor, factors: Tensor, generator: torch.Generator
-) -> tuple[ConvVAE, tuple[np.ndarray, ...]]:
-    """A network with the wiring of the graph: the first draw of weights in which no effect is lost on its way, or the best."""
+    dag: nx.DiGraph, shown: list[Pairs], generator: torch.Generator
+) -> tuple[ConvVAE, tuple[Bool[np.ndarray, "source target"], ...]]:
+    """A network with the wiring of the graph: the first draw of weights in which every effect has a clear sign, or the best.
+
+    Args:
+        dag: of the factors.
+        shown: pairs for each factor.
+        generator: of the weights.
+    """
     arguments = {
-        "image_shape": images.shape[1:],
+        "image_shape": tuple(shown[0].base.shape[1:]),
         "latent": len(dag),
         "channels": [width * len(dag) for width in _WIDTHS],
         "hidden": _HIDDEN * len(dag),
     }
-    allowed, best = _allowed(dag, generator), (-1.0, None)
-    caused = torch.tensor([[target in targets for target in dag] for targets in reached(dag).values()])
+    images, factors = (torch.cat([getattr(p, part) for p in shown]) for part in ("source", "source_factors"))
+    allowed, reach, drawn = _allowed(dag, generator), reached(dag), []
     for _ in range(_DRAWS):
         module = cast(ConvVAE, build("ConvVAE", arguments, generator))
         live = _wire(module, allowed, images, factors, generator)
-        with torch.no_grad():
-            shown = module(images)[0].flatten(2).mean(2).unflatten(1, (len(dag), _COLOURS)).mean(2)
-        together = torch.corrcoef(torch.cat([factors.T, shown.T]))[: len(dag), len(dag) :]
-        weakest = float(together[caused].abs().min())
-        if weakest > best[0]:
-            best = weakest, (module, live)
-        if weakest > _CLEAR:
+        clear = min(
+            _clarity(module, pairs, [f in reach[name] for f in dag]) for name, pairs in zip(dag, shown, strict=True)
+        )
+        drawn.append((clear, module, live))
+        if clear > _CLEAR:
             break
-    return best[1]
+    _, module, live = max(drawn, key=lambda draw: draw[0])
+    return module, live
+
+
+@torch.no_grad()
+def _clarity(module: ConvVAE, pairs: Pairs, caused: list[bool]) -> float:
+    """The least |mean| / sd of a factor's effects on the brightness of what it causes."""
+    change = (
+        (module(pairs.source)[0] - module(pairs.base)[0])
+        .flatten(2)
+        .mean(2)
+        .unflatten(1, (len(caused), _COLOURS))
+        .mean(2)
+    )
+    return float((change.mean(0).abs() / change.std(0))[caused].min())
 
 
 def _longest(dag: nx.DiGraph) -> object:
@@ -164,9 +182,9 @@ def _wire(
 ) -> tuple[Bool[np.ndarray, "source target"], ...]:
     """Draw the weights that the mask allows, layer by layer, and set all others to 0.
 
-    The sign of a weight is, save for a few, that with which what it reads follows the factor of its block, times a random
-    sign of the unit and one of the edge of the graph: wholly random weights would fold a factor's effect until it has no
-    direction. Then every unit is
+    The sign of a weight is, save for a few, that with which what it reads follows the factor of its block, times one of the
+    node, of either sign by turns in a block, and one of the graph's edge: wholly random weights would fold a factor's effect
+    until it has no direction, and units that all look the same way would be blind to half of its range. Then every unit is
     scaled and shifted so that over the images its mean is 0 and its sd 1: it is on for some.
     """
     blocks, live = len(allowed[0]), []
@@ -178,7 +196,8 @@ def _wire(
         ports = torch.arange(blocks).repeat_interleave(weight.shape[1] // blocks)
         units = torch.arange(blocks).repeat_interleave(weight.shape[0] // blocks)
         signs = torch.where(torch.rand(blocks, blocks, generator=generator) < 0.5, -1.0, 1.0).fill_diagonal_(1.0)
-        turns = torch.where(torch.rand(len(units), 1, generator=generator) < 0.5, -1.0, 1.0)
+        nodes = torch.arange(column.nodes).repeat_interleave(len(units) // column.nodes)
+        turns = (1.0 - 2.0 * (nodes % (column.nodes // blocks) % 2))[:, None]
         follows = _covariance(taken, factors[:, ports]).sign()
         keep = torch.as_tensor(mask)[ports].T[units]
         against = torch.rand(weight.shape, generator=generator) < _AGAINST

@@ -163,9 +163,8 @@ def pipeline_null(
     for each in named.values():
         require(vae, each, readout)
     _check(n, shuffle, alternative, named)
-    first = (
-        None if untrained is None else _checked(untrained(vae, seed))
-    )  # what cannot be made is refused before any work
+    # made before any work, so that what cannot be made is refused first
+    first = None if untrained is None else _checked(untrained(vae, seed))
 
     def measured(model: VAE, of: Mapping[str, Pairs]) -> tuple[float | None, str]:
         try:

@@ -127,6 +127,7 @@ def replaced(text, old, new):
         (".cyjs", '"target": "latent.z[3]"', '"target": "gone"', r"has the end 'gone', which is no node"),
         (".dot", "digraph", "graph", r"does not begin with 'digraph'"),
         (".dot", "digraph circuit {", "digraph circuit {\n <b>", r"line 2 holds '<b>"),
+        (".dot", "\n}\n", "\n", r"ends within a statement"),
         (".dot", '-> "latent.z[3]"', '-> "gone"', r"has the end 'gone', which is no node"),
         (".csv", "source,target", "from,to", r"line 1 begins with \['from', 'to'\]"),
         (".csv", "factor:angle,", "factor:angle,,", r"line 2 has 9 cells and the header 8"),

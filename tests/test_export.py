@@ -58,6 +58,12 @@ AWKWARD = {
     "negative_zero": -0.0,
     "tiny": 5e-324,
     "huge_int": 2**80,
+    "just_too_long": 2**63,
+    "text_like_a_number": "12",
+    "text_like_json": '{"a": [1]}',
+    "text_like_a_flag": "true",
+    "text_like_nothing": "null",
+    "padded": " 1",
     "flag": True,
     "tuple": (0.1, (None, "x"), [1]),
     "list": [1, 2.0, (3,)],
@@ -143,6 +149,17 @@ def test_any_nesting_of_plain_values_round_trips(tmp_path_factory, suffix, first
     assert same_graph(read_circuit(export(graph, path)), graph)
 
 
+@pytest.mark.parametrize("suffix", EXACT)
+@pytest.mark.parametrize(
+    "name", ["a\nb", "a\tb", "a\\nb", "a\\", 'a"b', "a -> b", "a;b,c", " a ", "12", "<a>&amp;", "潜在"]
+)
+def test_names_with_marks_of_the_formats_come_back(tmp_path, suffix, name):
+    graph = nx.DiGraph([(name, "node"), ("node", "graph")])
+    graph.nodes[name][name] = 1
+    graph.edges[name, "node"][name] = "text"
+    assert same_graph(read_circuit(export(graph, tmp_path / f"c{suffix}")), graph)
+
+
 names = st.text(st.characters(exclude_categories=["Cc", "Cs", "Cn"]), min_size=1)
 
 
@@ -209,6 +226,15 @@ def test_what_was_read_is_written_as_the_same_bytes(tmp_path, suffix):
     first = export(circuit(), tmp_path / f"a{suffix}")
     second = export(read_circuit(first), tmp_path / f"b{suffix}")
     assert first.read_bytes() == second.read_bytes()
+
+
+def test_integers_beyond_the_longs_of_other_tools_are_not_in_their_columns(tmp_path):
+    graph = nx.DiGraph()
+    for i, value in enumerate((2**63 - 1, -(2**63) + 1, 2**63, -(2**63) - 1)):
+        graph.add_node(f"n{i}", value=value)
+    for suffix, pattern in ((".graphml", r'<data key="n\d">(-?\d+)</data>'), (".gexf", r'for="n0" value="(-?\d+)"')):
+        text = export(graph, tmp_path / f"c{suffix}").read_text()
+        assert re.findall(pattern, text) == [str(2**63 - 1), str(-(2**63) + 1)]
 
 
 def test_graphml_columns_are_typed_and_unmixed(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -34,7 +35,14 @@ class Block:
     owners: Int[Tensor, " unit"]
 
     def of_entries(self, owners: Int[Tensor, " port"]) -> Int[Tensor, "a b"]:
-        """Edge of each entry of the layer's `weight_grid`, for a change at its input of which port p is due to node owners[p]."""
+        """Edge of each entry of the layer's `weight_grid`, for a change at its input that is one set's of `route.owners`."""
+        return self._entries if len(self.route.owners) == 1 else self._entries_of(owners)
+
+    @cached_property
+    def _entries(self) -> Int[Tensor, "a b"]:
+        return self._entries_of(self.route.owners[0])
+
+    def _entries_of(self, owners: Int[Tensor, " port"]) -> Int[Tensor, "a b"]:
         units, ports = weight_grid(self.layer)
         return self._between(owners[ports], self.owners[units])
 

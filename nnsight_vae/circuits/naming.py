@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nnsight_vae.circuits.nodes import Node
-from nnsight_vae.circuits.probing import Prober, by_group
+from nnsight_vae.circuits.probing import Prober
 from nnsight_vae.sites import Selection, Site
 
 
@@ -94,8 +94,7 @@ class _Naming:
         """Whether unit i of a site changes with node i alone."""
         if self.sites[path].n_units != len(draft.groups):
             return False
-        (reach,) = self.prober.reach(draft.path, outputs=[path])
-        found = by_group(reach, draft.groups)
+        (found,) = self.prober.reach(draft.path, outputs=[path], groups=draft.groups)
         return bool((found.int().sum(0) == 1).all()) and bool(found.diagonal().all())
 
     def _as_units(self, draft: Draft, site: Site) -> tuple[Node, ...]:
@@ -105,8 +104,7 @@ class _Naming:
     def _posterior(self, draft: Draft) -> tuple[Node, ...]:
         """Each node by the one unit of the posterior that changes with it alone; none where one has no such unit."""
         paths = ("latent.mu", "latent.logvar")
-        reaches = self.prober.reach(draft.path, outputs=paths)
-        found = [by_group(reach, draft.groups) for reach in reaches]
+        found = self.prober.reach(draft.path, outputs=paths, groups=draft.groups)
         alone = [of_tap & (of_tap.int().sum(0) == 1) for of_tap in found]
         nodes = []
         for i in range(len(draft.groups)):

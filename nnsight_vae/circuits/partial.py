@@ -172,7 +172,7 @@ class _PartialRun:
         """Ports of a part by how much of them goes to a target of the readout, shaped to multiply the part."""
         block, kept = self._block(len(self.wiring.columns), part)
         edges = torch.where(part.owners >= 0, block.edges[part.owners, target], -1)
-        return _per_port(_share(edges, kept, torch.zeros_like(edges), part.delta), part.delta)
+        return _per_port(_shares(edges, kept, part.delta), part.delta)
 
     def _pass(self, sites: Sequence[str], ready: Sequence[int]) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
         """One pass: what reaches some sites, and what some columns' modules take in."""
@@ -216,13 +216,13 @@ class _PartialRun:
         for part in parts:
             block, kept = self._block(reader, part)
             if column.layer is None:
-                free = (block.owners < 0) & (part.owners >= 0)
-                shares = _share(block.of_ports(part.owners), kept, free, part.delta)
+                shares = _shares(block.of_ports(part.owners), kept, part.delta)
                 total = total + part.delta * _per_port(shares, part.delta)
                 continue
-            units, ports = weight_grid(column.layer)
-            free = (block.owners[units] < 0) & (part.owners[ports] >= 0)  # units of no node take in everything
-            keep = _share(block.of_entries(part.owners), kept, free, part.delta)
+            keep = _shares(block.of_entries(part.owners), kept, part.delta)
+            if bool((block.owners < 0).any()):  # units of no node take in everything
+                units, ports = weight_grid(column.layer)
+                keep = torch.where((block.owners[units] < 0) & (part.owners[ports] >= 0), 1.0, keep)
             total = total + apply(column.layer, part.delta, masked_weight(column.layer, keep))
         return total
 
@@ -230,10 +230,9 @@ class _PartialRun:
         return next((block, kept) for block, kept in self.blocks[reader] if block.route.parent == part.parent)
 
 
-def _share(edges: Tensor, kept: Tensor, free: Bool[Tensor, "..."], like: Tensor) -> Tensor:
-    """How much each edge carries, in the precision of `like`; 0 where there is none, but all where that is free."""
-    edges, free = edges.to(kept.device), free.to(kept.device)
-    return torch.where(edges >= 0, kept[edges.clamp(min=0)].to(like.dtype), free.to(like.dtype))
+def _shares(edges: Tensor, kept: Tensor, like: Tensor) -> Tensor:
+    """How much each edge carries, in the precision of `like`; 0 where there is none (-1)."""
+    return torch.cat([kept.to(like.dtype), kept.new_zeros(1, dtype=like.dtype)])[edges]
 
 
 def _per_port(values: Float[Tensor, " port"], like: Tensor) -> Tensor:

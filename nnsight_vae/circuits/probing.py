@@ -64,22 +64,35 @@ class Prober:
         return [reader for reader in later if bool(_differs(heard[reader][1:], heard[reader][:1]).any())]
 
     def reach(
-        self, path: str, inputs: Sequence[str] = (), outputs: Sequence[str] = ()
-    ) -> list[Bool[Tensor, "unit port"]]:
-        """What changes at some modules' inputs, then at some modules' outputs, when each unit of a column is replaced."""
+        self,
+        path: str,
+        inputs: Sequence[str] = (),
+        outputs: Sequence[str] = (),
+        groups: Sequence[Sequence[int]] | None = None,
+    ) -> list[Bool[Tensor, "group port"]]:
+        """What changes at some modules' inputs, then at some modules' outputs, when units of a column are replaced.
+
+        Args:
+            path: of the column.
+            inputs: paths of readers.
+            outputs: paths of modules.
+            groups: units that are replaced together; None: each unit alone.
+        """
         source = self.sources[path]
-        units = units_of(source)
+        sets = [(unit,) for unit in range(units_of(source))] if groups is None else groups
         largest = max(torch.Size(f.shape[1:]).numel() for f in self.layout.firings.values() if f.shape)
         step = max(MIN_ROWS, CHUNK_BYTES // (2 * largest * self.x.element_size()))
         parts: list[list[Tensor]] = []
-        for start in range(0, units, step):
-            chosen = torch.arange(start, min(start + step, units))
+        for start in range(0, len(sets), step):
+            chosen = sets[start : start + step]
+            rows = torch.tensor([row for row, units in enumerate(chosen) for _ in units])
+            columns = torch.tensor([unit for units in chosen for unit in units])
 
-            def poke(value: Tensor, chosen: Tensor = chosen) -> Tensor:
-                view = value.repeat(2 * len(chosen) + 1, *[1] * (value.ndim - 1)).movedim(source.axis, 1)
+            def poke(value: Tensor, k: int = len(chosen), rows: Tensor = rows, columns: Tensor = columns) -> Tensor:
+                view = value.repeat(2 * k + 1, *[1] * (value.ndim - 1)).movedim(source.axis, 1)
                 far = _FAR * max(1.0, float(value.abs().max()))
-                view[torch.arange(len(chosen)), chosen] = far
-                view[torch.arange(len(chosen)) + len(chosen), chosen] = -far
+                view[rows, columns] = far
+                view[rows + k, columns] = -far
                 return view.movedim(1, source.axis)  # the last row is left as it is
 
             x = self.x.expand(2 * len(chosen) + 1, *self.x.shape[1:])

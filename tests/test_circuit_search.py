@@ -39,7 +39,7 @@ from nnsight_vae.circuits.missed import missed_at_most
 from nnsight_vae.circuits.paths import Paths
 from nnsight_vae.circuits.rules import strongest
 from nnsight_vae.circuits.trials import Trials
-from nnsight_vae.errors import CircuitError, DataError, NnsightVaeWarning, ReadoutError
+from nnsight_vae.errors import CircuitError, DataError, ReadoutError
 from nnsight_vae.pairs import Pairs
 from nnsight_vae.readouts import Pixels, Readout, Region
 from nnsight_vae.stats import significance
@@ -210,14 +210,14 @@ def test_an_edge_that_could_be_chance_is_not_selected_however_large(wired_scores
         assert same_mean == TRUE_EDGES
 
 
+@pytest.mark.filterwarnings("ignore:The pairs change what is read")
 def test_a_target_without_a_clear_effect_is_left_out_with_its_reason(wired) -> None:
     vae, pairs, readout = wired
     flipped = Pairs(
         torch.cat([pairs.base[:15], pairs.source[15:]]), torch.cat([pairs.source[:15], pairs.base[15:]]), factor="f"
     )
     for select in (Prune(), FDR(), Screen(0.2, sample=5)):
-        with pytest.warns(NnsightVaeWarning, match="in no clear direction"):
-            circuit = extract_circuit(vae, flipped, readout, select=select, resamples=0)
+        circuit = extract_circuit(vae, flipped, readout, select=select, resamples=0)
         assert len(circuit) == 0
         assert "contains 0" in circuit.graph["left_out"]["pixel[0]"]
     assert "none: the interval" in str(faithfulness(vae, circuit, flipped, readout))
@@ -557,7 +557,7 @@ def test_the_deviation_is_that_of_the_literal_run_pair_by_pair() -> None:
     assert trials.deviation(np.zeros_like(kept), 0, weights) == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("allowed", [0.05, 0.2, 0.5])
+@pytest.mark.parametrize("allowed", [0.05, 0.2, 0.35, 0.5])
 def test_pruning_takes_as_much_as_is_allowed(allowed: float) -> None:
     vae, pairs, readout = tiny()
     circuit = extract_circuit(vae, pairs, readout, select=Prune(allowed, step=0.05))
@@ -572,6 +572,7 @@ def test_pruning_takes_as_much_as_is_allowed(allowed: float) -> None:
     )
     assert note["deviation"] == pytest.approx(deviation)
     assert deviation <= allowed
+    assert all(nx.has_path(circuit, "factor:f", n) and nx.has_path(circuit, n, "readout:mean") for n in circuit)
     trials = Trials(EdgeSets.of(vae, pairs, readout), scores)
     ends = list(zip(scores.sources, scores.targets, strict=True))
     kept, everyone = np.array([edge in circuit.edges for edge in ends]), np.ones(6)

@@ -20,7 +20,8 @@ class Screen:
 
     The sample is patched too: of the edges not screened it is drawn at random, so it bounds, whatever the errors of attribution,
     how many of those never patched exceed the weakest screened edge in the circuit (`missed_at_most`), and how many the largest
-    effect in the sample. No sample can bound the single largest effect that was missed.
+    effect in the sample. No sample can bound the single largest effect that was missed. Of what screens, `method="eap"` is nearest
+    to patching into the base run (`noising`), `eap` at the source to `denoising`, `ig` to the mean of `both`.
 
     Attributes:
         share: in (0, 1]; of all edges, those verified.
@@ -35,11 +36,11 @@ class Screen:
         t-test.
 
     Example:
-        >>> Screen(0.05).sample
+        >>> Screen(0.1).sample
         200
     """
 
-    share: float = 0.1
+    share: float = 0.05
     then: Rule = field(default=FDR())
     sample: int = 200
     confidence: float = 0.95

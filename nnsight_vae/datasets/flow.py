@@ -82,9 +82,9 @@ def _draw(image: np.ndarray, columns: Columns) -> None:
         _box(_RIGHT, _RIGHT + _WALL, _WALL, hole - _HALF_JET),
         _box(_RIGHT, _RIGHT + _WALL, hole + _HALF_JET, _TOP),
     )
-    wall = _box(_LEFT - _WALL, _LEFT, _WALL, np.float32(_TOP))
+    wall = _box(_LEFT - _WALL, _LEFT, _WALL, _TOP)
     paint(image, np.maximum(wall, np.maximum(below, above)), (0.0, 0.0, 0.0))
-    paint(image, _box(1.0, 17.0, 0.0, np.float32(0.3)), (0.3, 0.3, 0.3))
+    paint(image, _box(1.0, 17.0, 0.0, 0.3), (0.3, 0.3, 0.3))
 
 
 def _box(left: float, right: float, bottom: float | np.ndarray, top: float | np.ndarray) -> np.ndarray:

@@ -199,14 +199,14 @@ def circuits_benchmark(
     from nnsight_vae.progress import progress_bar
 
     chosen = tuple(methods.split(",")) if methods else known.METHODS
-    with progress_bar("scoring", 1) as advance:
+    with progress_bar("scoring", 1000) as advance:
         result = known.benchmark(
             chosen,  # type: ignore[arg-type]  # checked there
             tuple(models.split(",")),
             range(seeds),
             pairs=pairs,
             q=q,
-            progress=None if advance is None else lambda done, total: advance(1 / total),
+            progress=None if advance is None else lambda i, n: advance(1000 * i // n - 1000 * (i - 1) // n),
         )
     _print_table(result)
     if out is not None:

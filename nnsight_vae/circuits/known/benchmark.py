@@ -141,10 +141,10 @@ def benchmark(
         >>> table["ap"].round(1).tolist()
         [1.0, 0.0]
     """
-    for kind, given, known in (("method", methods, METHODS), ("model", models, tuple(MODELS))):
-        unknown = [name for name in given if name not in known]
+    for kind, given, names in (("method", methods, METHODS), ("model", models, tuple(MODELS))):
+        unknown = [name for name in given if name not in names]
         if unknown or not given:
-            raise CircuitError(f"{kind}s {unknown or 'none'}: expected some of {', '.join(known)}.")
+            raise CircuitError(f"{kind}s {unknown or 'none'}: expected some of {', '.join(names)}.")
     made = [(name, seed, MODELS[name](seed)) for name in models for seed in seeds]
     total = sum(len(known.factors) for _, _, known in made) * len(methods)
     rows: list[Row] = []
@@ -183,7 +183,7 @@ def judged(known: KnownCircuit, scores: EdgeScores, factor: str, q: float = 0.05
         whole = _row(task, scores.method, ALL, true[counts], size[counts, t])
         if circuit is not None:
             found = np.array([task.target in circuit.edges.get(edge, {"effects": ()})["effects"] for edge in edges])
-            whole = whole._replace(cut_error=errors[task.target], **_selection(found[counts], true[counts]))
+            whole = _selected(whole, found[counts], true[counts])._replace(cut_error=errors[task.target])
         yield whole
         for c, cut in enumerate(scores.cuts):
             here = counts & (scores.cut_of == c)
@@ -198,10 +198,6 @@ def _row(task: Task, method: str, cut: str, true: Bool[np.ndarray, " edge"], siz
     return Row("", 0, *task, method, cut, len(true), int(true.sum()), auroc, ap)
 
 
-def _selection(found: Bool[np.ndarray, " edge"], true: Bool[np.ndarray, " edge"]) -> dict[str, float | int]:
+def _selected(row: Row, found: Bool[np.ndarray, " edge"], true: Bool[np.ndarray, " edge"]) -> Row:
     false, missed = int((found & ~true).sum()), int((true & ~found).sum())
-    return {
-        "fdr": false / max(int(found.sum()), 1),
-        "recall": 1 - missed / int(true.sum()),
-        "shd": false + missed,
-    }
+    return row._replace(fdr=false / max(int(found.sum()), 1), recall=1 - missed / int(true.sum()), shd=false + missed)

@@ -195,5 +195,13 @@ def _pairs(dag: nx.DiGraph, mixing: Tensor, pictures: Tensor, factor: str, n: in
     factors = [before + (value[:, i] - before[:, k])[:, None] * mixing[:, k] for i in range(2)]
     base, source = (GREY + CONTRAST * torch.einsum("nk,kchw->nchw", f.float(), pictures) for f in factors)
     record = {"world": "glass box", "seed": seed}
-    tables = {"base_factors": factors[0].float(), "source_factors": factors[1].float()}
-    return Pairs(base, source, factor, factor_names=names, propagate=True, record=record, **tables)
+    return Pairs(
+        base,
+        source,
+        factor,
+        base_factors=factors[0].float(),
+        source_factors=factors[1].float(),
+        factor_names=names,
+        propagate=True,
+        record=record,
+    )

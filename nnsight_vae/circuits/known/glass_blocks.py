@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from nnsight_vae.circuits.known.hiding import columns, rewrite
+from nnsight_vae.circuits.known.hiding import bias_of, columns, layer_at, rewrite
 from nnsight_vae.models.networks import GaussianVAE
 
 ORDINARY, REDUNDANT, CANCELLING = 1, 2, 3
@@ -57,7 +57,6 @@ def blocks(
         )
         module = GaussianVAE(encoder, decoder, 4 * k * side**2, k)
     module.to_empty(device="cpu")
-    encoder, decoder = module.encoder, module.decoder
     power = TILE**2 * CONTRAST**2
     precision = power * loading.T @ loading + NOISE**2 * torch.eye(k, dtype=torch.float64)
     mean_of = torch.linalg.solve(precision, loading.T) * CONTRAST  # of the filters' answers, <pattern, tile>
@@ -68,9 +67,9 @@ def blocks(
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.zero_()
-        filters, spread, to_mu = encoder[0].weight, encoder[2].weight, module.fc_mu.weight.view(k, 4 * k, side**2)
-        units, maps = decoder[0].weight, decoder[2].weight.view(2 * k, side**2, 4 * k)
-        halves, image = decoder[5].weight, decoder[7].weight
+        filters, spread = (layer_at(module, f"encoder.{i}").weight for i in (0, 2))
+        units, joined, halves, image = (layer_at(module, f"decoder.{i}").weight for i in (0, 2, 5, 7))
+        to_mu, maps = module.fc_mu.weight.view(k, 4 * k, side**2), joined.view(2 * k, side**2, 4 * k)
         for f in range(k):
             for s in range(2):
                 filters[2 * f + s, f % COLOURS] = sign[s] * patterns[f]
@@ -83,7 +82,7 @@ def blocks(
                 halves[2 * f + s, 2 * f] = CONTRAST * (sign[s] * patterns[f]).clamp(min=0)
                 halves[2 * f + s, 2 * f + 1] = CONTRAST * (-sign[s] * patterns[f]).clamp(min=0)
                 image[f % COLOURS, 2 * f + s] = sign[s]
-        decoder[7].bias.fill_(GREY)
+        bias_of(layer_at(module, "decoder.7")).fill_(GREY)
         module.fc_logvar.bias.copy_(torch.log(NOISE**2 / precision.diagonal()))
     return module, _live(mean_of, loading)
 
@@ -108,7 +107,7 @@ def _live(mean_of: Float[Tensor, "latent factor"], loading: Float[Tensor, "facto
 @torch.no_grad()
 def leak(module: GaussianVAE, share: float, generator: torch.Generator) -> None:
     """Add noise to every weight, in place: normal, of this share of the median size of the weights in its layer."""
-    for layer in (module.get_submodule(column.writer) for column in columns(module)):
+    for layer in (layer_at(module, column.writer) for column in columns(module)):
         size = layer.weight[layer.weight != 0].abs().median()
         layer.weight += share * size * torch.randn(layer.weight.shape, generator=generator)
 
@@ -125,24 +124,25 @@ def add_groups(
 
     Returns: the module, and the marks of its connections, with a further part of the output for the switch.
     """
-    k, decoder = len(loading), module.decoder
+    k = len(loading)
+    weights = [layer_at(module, f"decoder.{i}").weight.data for i in (0, 2, 5, 7)]
     first = loading[0].float()
     extra = torch.stack([first, first, _STEEP * first, _STEEP * first])
-    rewrite(module, "decoder.0", weight=torch.cat([decoder[0].weight, extra]), bias=torch.zeros(4 * k + 4))
+    rewrite(module, "decoder.0", weight=torch.cat([weights[0], extra]), bias=torch.zeros(4 * k + 4))
     maps = torch.zeros(2 * k + 1, side**2, 4 * k + 4)
-    maps[: 2 * k, :, : 4 * k] = decoder[2].weight.view(2 * k, side**2, 4 * k)
+    maps[: 2 * k, :, : 4 * k] = weights[1].view(2 * k, side**2, 4 * k)
     maps[0, 0, 4 * k], maps[0, 0, 4 * k + 1] = _TWIN, -_TWIN
     maps[2 * k, k, 4 * k + 2 :] = -1.0
     bias = torch.zeros(2 * k + 1, side**2)
     bias[2 * k, k] = 1.0
     rewrite(module, "decoder.2", weight=maps.flatten(0, 1), bias=bias.flatten())
-    decoder[4] = nn.Unflatten(1, (2 * k + 1, side, side))
+    module.decoder[4] = nn.Unflatten(1, (2 * k + 1, side, side))
     halves = torch.zeros(2 * k + 1, 2 * k + 1, TILE, TILE)
-    halves[: 2 * k, : 2 * k] = decoder[5].weight
+    halves[: 2 * k, : 2 * k] = weights[2]
     halves[2 * k, 2 * k] = CONTRAST
     rewrite(module, "decoder.5", weight=halves, bias=torch.zeros(2 * k + 1))
     image = torch.zeros(COLOURS, 2 * k + 1, 1, 1)
-    image[:, : 2 * k] = decoder[7].weight
+    image[:, : 2 * k] = weights[3]
     image[k % COLOURS, 2 * k] = 1.0
     rewrite(module, "decoder.7", weight=image)
     return module, (*marks[:3], *_with_groups(marks[3:], (first.abs() > 1e-9).numpy(), k))

@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -80,10 +81,10 @@ def columns(module: GaussianVAE) -> tuple[Column, ...]:
     paths.sort(key=lambda path: order[path.split(".")[0]])
     found = []
     for writer, reader in zip(paths, [*paths[1:], None], strict=True):
-        site, nodes = writer, len(_by_output(module.get_submodule(writer)))
+        site, nodes = writer, len(_by_output(layer_at(module, writer)))
         unflatten = _unflatten_between(module, writer, reader)
         if unflatten is not None:
-            site, nodes = unflatten, int(module.get_submodule(unflatten).unflattened_size[0])
+            site, nodes = unflatten, _unflatten(module, unflatten)[0]
         if reader is None:
             found.append(Column("output", writer, (), nodes))
         elif reader == "fc_mu":
@@ -145,14 +146,14 @@ def _disguise(
     def per_node(rows: Tensor) -> Tensor:
         return rows.unflatten(0, (n, -1))
 
-    writer = module.get_submodule(column.writer)
+    writer = layer_at(module, column.writer)
     weight = per_node(_by_output(writer))
-    bias = per_node(writer.bias)
+    bias = per_node(bias_of(writer))
     weight = _ordered([weight[origin], _large(weight, decoys, generator)], order, gain)
     bias = _ordered([bias[origin], bias.new_zeros(decoys, *bias.shape[1:])], order, gain)
     rewrite(module, column.writer, weight=_from_output(writer, weight.flatten(0, 1)), bias=bias.flatten())
     for path in column.readers:
-        reader = module.get_submodule(path)
+        reader = layer_at(module, path)
         weight = per_node(_by_input(reader))
         read = weight[origin] * kept.view(-1, *[1] * (weight.ndim - 1))
         unread = weight.new_zeros(n_unread, *weight.shape[1:])
@@ -161,8 +162,7 @@ def _disguise(
         rewrite(module, path, weight=_from_input(reader, weight.flatten(0, 1)))
     unflatten = _unflatten_between(module, column.writer, column.readers[0])
     if unflatten is not None:
-        layer = module.get_submodule(unflatten)
-        module.set_submodule(unflatten, nn.Unflatten(layer.dim, (len(order), *layer.unflattened_size[1:])))
+        module.set_submodule(unflatten, nn.Unflatten(1, (len(order), *_unflatten(module, unflatten)[1:])))
     _shut(module, column.writer, gate[order], x)
     dead = np.zeros((len(into), decoys), dtype=into.dtype)
     into = np.concatenate([into[:, origin], dead], axis=1)[:, order]
@@ -185,7 +185,7 @@ def _ordered(parts: list[Tensor], order: Tensor, gain: Tensor) -> Tensor:
 def _shut(module: GaussianVAE, path: str, gate: Bool[Tensor, " node"], x: Tensor) -> None:
     """Lower the bias of closed gates until nothing on these images comes near to opening them."""
     reached = output_of(module, path, x).movedim(1, 0).flatten(1).abs().amax(1).unflatten(0, (len(gate), -1)).amax(1)
-    bias = module.get_submodule(path).bias.unflatten(0, (len(gate), -1))
+    bias = bias_of(layer_at(module, path)).unflatten(0, (len(gate), -1))
     bias[gate] = -torch.clamp(_MARGIN * reached[gate], min=_SHUT)[:, None]
 
 
@@ -209,7 +209,7 @@ def input_of(module: GaussianVAE, path: str, x: Float[Tensor, "n *image"]) -> Te
 
 def rewrite(module: GaussianVAE, path: str, *, weight: Tensor, bias: Tensor | None = None) -> None:
     """Give a layer another weight, and sizes that fit it."""
-    layer = module.get_submodule(path)
+    layer = layer_at(module, path)
     rows, cols = weight.shape[:2]
     layer.weight = nn.Parameter(weight.contiguous())
     if bias is not None:
@@ -222,21 +222,35 @@ def rewrite(module: GaussianVAE, path: str, *, weight: Tensor, bias: Tensor | No
         layer.out_channels, layer.in_channels = rows, cols
 
 
-def _by_output(layer: nn.Module) -> Tensor:
+def layer_at(module: GaussianVAE, path: str) -> Layer:
+    """The linear layer at a path of `columns`."""
+    return cast(Layer, module.get_submodule(path))
+
+
+def bias_of(layer: Layer) -> Float[Tensor, " unit"]:
+    """The values of a layer's bias; those of these networks all have one."""
+    return cast(nn.Parameter, layer.bias).data
+
+
+def _unflatten(module: GaussianVAE, path: str) -> tuple[int, ...]:
+    return tuple(map(int, cast(nn.Unflatten, module.get_submodule(path)).unflattened_size))
+
+
+def _by_output(layer: Layer) -> Tensor:
     """The weight with the unit that is written first."""
     return layer.weight.transpose(0, 1) if isinstance(layer, nn.ConvTranspose2d) else layer.weight
 
 
-def _by_input(layer: nn.Module) -> Tensor:
+def _by_input(layer: Layer) -> Tensor:
     """The weight with the unit that is read first."""
     return layer.weight if isinstance(layer, nn.ConvTranspose2d) else layer.weight.transpose(0, 1)
 
 
-def _from_output(layer: nn.Module, weight: Tensor) -> Tensor:
+def _from_output(layer: Layer, weight: Tensor) -> Tensor:
     return weight.transpose(0, 1) if isinstance(layer, nn.ConvTranspose2d) else weight
 
 
-def _from_input(layer: nn.Module, weight: Tensor) -> Tensor:
+def _from_input(layer: Layer, weight: Tensor) -> Tensor:
     return weight if isinstance(layer, nn.ConvTranspose2d) else weight.transpose(0, 1)
 
 

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from nnsight_vae.circuits.known.circuit import KnownCircuit, Projection, Task
 from nnsight_vae.circuits.known.dags import levels, random_dag, reached
-from nnsight_vae.circuits.known.hiding import Disguise, columns, hide, input_of, output_of
+from nnsight_vae.circuits.known.hiding import Disguise, bias_of, columns, hide, input_of, layer_at, output_of
 from nnsight_vae.circuits.known.wiring import Wiring
 from nnsight_vae.errors import DataError
 from nnsight_vae.models.architectures import build
-from nnsight_vae.models.networks import ConvVAE
+from nnsight_vae.models.networks import ConvVAE, GaussianVAE
 from nnsight_vae.pairs import Pairs
 from nnsight_vae.vae import VAE
 
@@ -89,6 +89,7 @@ def masked(
 
     shown = [draw(name, 64, seed) for name in names]
     images = torch.cat([pairs.source for pairs in shown])
+    module: GaussianVAE
     module, live = _drawn(dag, shown, generator)
     if hidden:
         module, live = hide(module, live, _DISGUISE, images, generator)
@@ -190,9 +191,9 @@ def _wire(
     blocks, live = len(allowed[0]), []
     before, taken = blocks * _COLOURS, images
     for column, mask in zip(columns(module), allowed, strict=True):
-        layer = module.get_submodule(column.writer)
+        layer = layer_at(module, column.writer)
         transposed = isinstance(layer, torch.nn.ConvTranspose2d)
-        weight = layer.weight.transpose(0, 1) if transposed else layer.weight
+        weight = layer.weight.data.transpose(0, 1) if transposed else layer.weight.data
         ports = torch.arange(blocks).repeat_interleave(weight.shape[1] // blocks)
         units = torch.arange(blocks).repeat_interleave(weight.shape[0] // blocks)
         signs = torch.where(torch.rand(blocks, blocks, generator=generator) < 0.5, -1.0, 1.0).fill_diagonal_(1.0)
@@ -207,11 +208,11 @@ def _wire(
             drawn
             * (keep * follows * signs[ports].T[units] * (turns if column.readers else 1.0)).view(*keep.shape, *kernel)
         )
-        layer.bias.zero_()
+        bias_of(layer).zero_()
         values = output_of(module, column.writer, images).movedim(1, 0).flatten(1)
         sd = values.std(1)
         weight /= sd.view(-1, 1, *kernel)
-        layer.bias.copy_(-values.mean(1) / sd)
+        bias_of(layer).copy_(-values.mean(1) / sd)
         if column.readers:
             taken = input_of(module, column.readers[0], images)
         live.append(mask.repeat(before // blocks, axis=0).repeat(column.nodes // blocks, axis=1))
@@ -240,7 +241,7 @@ def _images(
 
 
 @torch.no_grad()
-def _readout(module: ConvVAE, names: tuple[str, ...], images: Tensor) -> Projection:
+def _readout(module: GaussianVAE, names: tuple[str, ...], images: Tensor) -> Projection:
     """The brightness of each factor's own channels, in its sd over the images."""
     own = torch.eye(len(names)).repeat_interleave(_COLOURS, 1)[:, :, None, None].expand(-1, -1, _SIDE, _SIDE)
     sd = Projection(names, own)(module(images)[0]).std(0)
@@ -258,5 +259,13 @@ def _pairs(names: tuple[str, ...], patterns: Tensor, factor: str, n: int, seed: 
         table[:, names.index(factor)] = value[:, i]
     base, source = (_images(table, patterns, speckle) for table in tables)
     record = {"world": "masked", "seed": seed}
-    known = {"base_factors": tables[0], "source_factors": tables[1], "factor_names": names}
-    return Pairs(base, source, factor, propagate=False, record=record, **known)
+    return Pairs(
+        base,
+        source,
+        factor,
+        base_factors=tables[0],
+        source_factors=tables[1],
+        factor_names=names,
+        propagate=False,
+        record=record,
+    )

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from scipy.stats import beta, hypergeom
 from torch import Tensor, nn
-from vaes import ConvVAE, images, seeded
+from vaes import ConvVAE, ResidualVAE, images, seeded
 from wired import TRUE_EDGES, WiredVAE, wired_pairs
 
 import nnsight_vae as nv
@@ -807,3 +807,24 @@ def test_pairs_that_share_bases_are_resampled_and_tested_by_base(wired) -> None:
         one, two = (extract_circuit(vae, crossed, readout, select=s, resamples=3) for s in (before, after))
         assert ("dec[0]", "output[0]") in one.edges
         assert ("dec[0]", "output[0]") in two.edges
+
+
+# ---------------------------------------------------------------------------------- models that branch
+@pytest.mark.parametrize("sampled", [False, True], ids=["mean", "sampled"])
+@pytest.mark.parametrize("select", [Prune(0.3), TopK(40), Greedy(0.02, among=TopK(25))], ids=repr)
+def test_circuits_of_a_model_with_skip_connections_lie_on_its_paths(select, sampled: bool) -> None:
+    model = seeded(ResidualVAE(), 1)
+    base = images(model, 8) / 2
+    eps = torch.randn(8, 2, 4, 4, generator=torch.Generator().manual_seed(0)) if sampled else None
+    pairs, readout = Pairs(base, base + 0.5, factor="f", eps=eps), Region({"top": (slice(0, 4), slice(None))})
+    vae = nv.VAE(model, example=base)
+    circuit = extract_circuit(vae, pairs, readout, select=select, resamples=0)
+    assert circuit.number_of_edges() > 5
+    assert all(nx.has_path(circuit, "factor:f", n) and nx.has_path(circuit, n, "readout:top") for n in circuit)
+    assert any(circuit.nodes[b]["layer"] - circuit.nodes[a]["layer"] > 1 for a, b in circuit.edges) or isinstance(
+        select, Greedy
+    )
+    score = faithfulness(vae, circuit, pairs, readout, sizes=()).score["top"].value
+    note = circuit.graph["selection"]["targets"]["top"]
+    if "deviation" in note:
+        assert abs(1 - score) <= note["deviation"] + 1e-4

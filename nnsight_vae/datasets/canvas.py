@@ -11,6 +11,7 @@ SIDE = 64
 _CHUNK = 64  # images drawn at once: small enough for the temporaries to stay in cache
 
 Columns = tuple[Float[np.ndarray, "n 1 1"], ...]
+Draw = Callable[[np.ndarray, Columns], None]  # paints images in place
 
 
 def centres(low: float, high: float) -> Float[np.ndarray, " 64"]:
@@ -46,9 +47,7 @@ def hue(turn: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return red, green, blue
 
 
-def drawn(
-    factors: Float[np.ndarray, "n f"], channels: int, draw: Callable[[np.ndarray, Columns], None]
-) -> UInt8[np.ndarray, "n c 64 64"]:
+def drawn(factors: Float[np.ndarray, "n f"], channels: int, draw: Draw) -> UInt8[np.ndarray, "n c 64 64"]:
     """Images, a few at a time: `draw` paints them in place from the factors' columns. Each depends on its own row only."""
     images = np.empty((len(factors), channels, SIDE, SIDE), np.uint8)
     for start in range(0, len(factors), _CHUNK):

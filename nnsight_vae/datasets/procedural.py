@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..readouts import Factors
 
 Render = Callable[[Float[np.ndarray, "n f"]], UInt8[np.ndarray, "n c h w"]]
+P = TypeVar("P", bound="Procedural")
 Values = Mapping[str, "float | np.ndarray | Tensor"]
 
 _REDRAWS = 20  # attempts to find a second value of a factor that differs from the first
@@ -66,7 +67,7 @@ class Procedural(Dataset):
         self.render, self._readout_file = render, readout_file
 
     @classmethod
-    def drawn(cls, name: str, scm: SCM, renderer: Renderer, fixed: Mapping[str, float] | None = None) -> Procedural:
+    def drawn(cls: type[P], name: str, scm: SCM, renderer: Renderer, fixed: Mapping[str, float] | None = None) -> P:
         """Any causal model with any renderer: they meet at the names of the factors.
 
         Args:

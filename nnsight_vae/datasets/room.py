@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -26,6 +27,9 @@ _SHADOW_ROWS = slice(41, 55)
 _OBJECT_ROWS, _OBJECT_COLUMNS = slice(14, 55), slice(16, 48)
 
 Parents = Mapping[str, np.ndarray]
+Vector = tuple[np.ndarray, np.ndarray, np.ndarray]
+# x and y from the foot, radius, direction of the light -> share of each pixel that is covered, and its brightness
+ObjectOf = Callable[[np.ndarray, np.ndarray, np.ndarray, Vector], tuple[np.ndarray, np.ndarray]]
 
 
 def room() -> Procedural:
@@ -76,13 +80,11 @@ def render(factors: Float[np.ndarray, "n 6"]) -> UInt8[np.ndarray, "n 3 64 64"]:
     images = np.empty((len(factors), 3, SIDE, SIDE), np.uint8)
     for shape, object_of in enumerate((_sphere, _cylinder, _cube)):
         rows = factors[:, 3] == shape
-        images[rows] = drawn(
-            factors[rows][:, [0, 1, 2, 4, 5]], 3, lambda image, columns, o=object_of: _draw(image, columns, o)
-        )
+        images[rows] = drawn(factors[rows][:, [0, 1, 2, 4, 5]], 3, partial(_draw, object_of=object_of))
     return images
 
 
-def _draw(image: np.ndarray, columns: Columns, object_of) -> None:  # noqa: ANN001  (outline and brightness of an object)
+def _draw(image: np.ndarray, columns: Columns, object_of: ObjectOf) -> None:
     light, wall, floor, scale, turn = columns
     radius = _RADIUS * scale
     rows = np.ones((len(image), 3, SIDE, 1), np.float32)  # floor and wall are the same all along a row
@@ -100,7 +102,7 @@ def _draw(image: np.ndarray, columns: Columns, object_of) -> None:  # noqa: ANN0
     paint(near, outline, (red * shade, green * shade, blue * shade))
 
 
-def _direction(light: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _direction(light: np.ndarray) -> Vector:
     """Unit vector to the light: right, up, towards us."""
     length = np.sqrt(light**2 + 0.5 + 0.5)
     return light / length, np.sqrt(0.5) / length, np.sqrt(0.5) / length
@@ -110,17 +112,17 @@ def _pastel(turn: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, ...]:
     return tuple(value * (0.45 + 0.55 * channel) for channel in rgb(turn))
 
 
-def _lit(normal: tuple[np.ndarray | float, ...], light: tuple[np.ndarray, ...]) -> np.ndarray:
+def _lit(normal: tuple[np.ndarray | float, ...], light: Vector) -> np.ndarray:
     return _AMBIENT + (1 - _AMBIENT) * np.maximum(sum(n * d for n, d in zip(normal, light, strict=True)), 0)
 
 
-def _sphere(x: np.ndarray, y: np.ndarray, radius: np.ndarray, light: tuple) -> tuple[np.ndarray, np.ndarray]:
+def _sphere(x: np.ndarray, y: np.ndarray, radius: np.ndarray, light: Vector) -> tuple[np.ndarray, np.ndarray]:
     right, up = x / radius, (y - radius) / radius
     away = np.hypot(right, up)
     return inside((away - 1) * radius, 1), _lit((right, up, np.sqrt(np.maximum(1 - away**2, 0))), light)
 
 
-def _cylinder(x: np.ndarray, y: np.ndarray, radius: np.ndarray, light: tuple) -> tuple[np.ndarray, np.ndarray]:
+def _cylinder(x: np.ndarray, y: np.ndarray, radius: np.ndarray, light: Vector) -> tuple[np.ndarray, np.ndarray]:
     half, top = 0.8 * radius, 1.7 * radius
     sag = _TILT * np.sqrt(np.maximum(half**2 - x**2, 0))  # the round of its lower and upper edge
     outline = inside(np.abs(x) - half, 1) * inside(-sag - y, 1) * inside(y - top - sag, 1)
@@ -130,7 +132,7 @@ def _cylinder(x: np.ndarray, y: np.ndarray, radius: np.ndarray, light: tuple) ->
     return outline, side + (_lit((0.0, 1.0, 0.0), light) - side) * lid
 
 
-def _cube(x: np.ndarray, y: np.ndarray, radius: np.ndarray, light: tuple) -> tuple[np.ndarray, np.ndarray]:
+def _cube(x: np.ndarray, y: np.ndarray, radius: np.ndarray, light: Vector) -> tuple[np.ndarray, np.ndarray]:
     # seen with one edge in front: a left face, a right face and the lid
     half, height = np.float32(0.95) * radius, np.float32(1.35) * radius
     slope = _TILT * (half - np.abs(x))  # the lower edges rise to both sides, the upper ones fall

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
+
 import numpy as np
 from jaxtyping import Float, UInt8
 
@@ -11,6 +14,7 @@ from .procedural import Procedural
 from .rendering import Renderer
 
 SIZES = {"shape": 3, "scale": 6, "orientation": 40, "x": 32, "y": 32}
+Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]  # signed, from an outline
 SHAPES = ("square", "ellipse", "heart")
 
 # World coordinates are pixels, y upwards; a shape's radius at scale 1 keeps it in the image at every place and angle.
@@ -53,7 +57,7 @@ def independent_sprites() -> Procedural:
     )
 
 
-def _choice(levels: np.ndarray):  # noqa: ANN202  (a mechanism)
+def _choice(levels: np.ndarray) -> Callable[[Mapping[str, np.ndarray], np.ndarray], np.ndarray]:
     return lambda parents, noise: levels[(noise * len(levels)).astype(int)]
 
 
@@ -66,11 +70,11 @@ def render(factors: Float[np.ndarray, "n 5"]) -> UInt8[np.ndarray, "n 1 64 64"]:
     images = np.empty((len(factors), 1, SIDE, SIDE), np.uint8)
     for shape, distance in enumerate((_square, _ellipse, _heart)):
         rows = factors[:, 0] == shape
-        images[rows] = drawn(factors[rows, 1:], 1, lambda image, columns, d=distance: _draw(image, columns, d))
+        images[rows] = drawn(factors[rows, 1:], 1, partial(_draw, distance=distance))
     return images
 
 
-def _draw(image: np.ndarray, columns: Columns, distance) -> None:  # noqa: ANN001  (signed distance from the outline)
+def _draw(image: np.ndarray, columns: Columns, distance: Distance) -> None:
     scale, turn, x, y = columns
     right, up = _X - (_MARGIN + (SIDE - 2 * _MARGIN) * x), _Y - (_MARGIN + (SIDE - 2 * _MARGIN) * y)
     along, across = right * np.cos(turn) + up * np.sin(turn), up * np.cos(turn) - right * np.sin(turn)

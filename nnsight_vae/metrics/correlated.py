@@ -38,7 +38,7 @@ def mcc(
         >>> factors = np.random.default_rng(0).normal(size=(50, 2))
         >>> result = mcc(-factors[:, ::-1], factors, n_null=0)
         >>> round(result.value, 6), result.parts
-        (1.0, {'latent of factor 0': 1, 'latent of factor 1': 0})
+        (1.0, {'latent of factor 0': 1.0, 'latent of factor 1': 0.0})
     """
     from scipy.optimize import linear_sum_assignment
     from scipy.stats import rankdata
@@ -58,7 +58,7 @@ def mcc(
         norm = np.sqrt(np.square(a).sum(0)[:, None] * np.square(b).sum(0))
         matrix = np.abs(np.divide(a.T @ b, norm, out=np.zeros_like(norm), where=norm > 0))
         latents, order = linear_sum_assignment(-matrix)
-        chosen = dict(sorted((f"latent of factor {k}", int(j)) for j, k in zip(latents, order, strict=True)))
+        chosen = dict(sorted((f"latent of factor {k}", float(j)) for j, k in zip(latents, order, strict=True)))
         return float(matrix[latents, order].mean()), chosen, matrix
 
     return scored("MCC", table, score, n_null, seed, of_classes=False)

@@ -127,7 +127,8 @@ def train(
     settings = json.loads(json.dumps(settings))  # as it will be read back, so that a resumed run can compare
 
     generator = torch.Generator().manual_seed(seed)
-    module = build(architecture, arguments, generator).to(task.device, memory_format=task.memory_format)
+    module = build(architecture, arguments, generator).to(task.device)
+    module.to(memory_format=task.memory_format)  # type: ignore[call-overload]  # torch documents this form
     adversary = task.objective.adversary(arguments["latent"], generator)
     if adversary is not None:
         adversary.module.to(task.device)

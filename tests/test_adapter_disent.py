@@ -106,6 +106,14 @@ def test_a_wrapped_framework_gives_its_own_reconstruction(disent, name, x):
         assert torch.equal(vae.encode(x).sd, model.encode_dists(x)[0].scale)
 
 
+def test_the_frameworks_output_activation_is_part_of_decoding(disent, x):
+    model = framework(disent, "BetaVae", recon_loss="bce")
+    vae = nv.VAE(model)
+    assert vae.verify(x) <= 1e-6
+    torch.testing.assert_close(vae(x), torch.sigmoid(model._model.decode(model.encode(x))))
+    assert 0 < vae(x).min() < vae(x).max() < 1
+
+
 def test_its_own_networks_are_read(disent):
     networks = importlib.import_module("disent.model.ae")
     encoder = networks.EncoderConv64(x_shape=(1, 64, 64), z_size=LATENT, z_multiplier=2)

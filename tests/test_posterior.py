@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.distributions import LogNormal, Normal, kl_divergence
+from torch.distributions import Independent, Laplace, LogNormal, Normal, kl_divergence
 
 import nnsight_vae as nv
 from nnsight_vae.posterior import read_posterior
@@ -50,6 +50,45 @@ def test_a_scale_keeps_its_law():
     posterior = read_posterior(Normal(torch.ones(1, 2), scale, validate_args=False))
     torch.testing.assert_close(posterior.sd, scale)
     assert posterior.rsample(torch.ones(1, 2)).tolist() == [[3.0, 1.0]]
+
+
+def test_a_laplace_posterior_is_drawn_by_its_own_quantiles_of_shared_normal_noise():
+    law = Laplace(torch.tensor([[1.0, -2.0]]), torch.tensor([[0.5, 3.0]]))
+    posterior = read_posterior(Independent(law, 1))
+    assert type(posterior).__name__ == "Laplace"
+    eps = torch.tensor([[-6.0, -1.0], [0.0, 0.0], [0.3, 4.0]])
+    quantiles = Normal(0.0, 1.0).cdf(eps.double())
+    expected = Laplace(law.loc.double(), law.scale.double()).icdf(quantiles).float()
+    torch.testing.assert_close(posterior.rsample(eps), expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(posterior.rsample(eps)[1:2], posterior.mu)
+    torch.testing.assert_close(posterior.sd, law.stddev)
+    torch.testing.assert_close(posterior.kl(), kl_divergence(law, Laplace(torch.zeros(()), torch.ones(()))))
+
+
+def test_a_wrapped_models_law_reaches_every_run_and_divergence():
+    module = nv.models.MLPVAE(image_shape=(1, 4, 4), latent=2, hidden=(4,))
+
+    def encode(x):
+        mu, logvar = module.encode(x)
+        return Laplace(mu, torch.exp(0.5 * logvar))
+
+    vae = nv.adapt(module, encoder=encode, decoder=module.decode, example=torch.rand(2, 1, 4, 4))
+    x = torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    eps = torch.randn(5, 2, generator=torch.Generator().manual_seed(1))
+    z = vae.encode(x).rsample(eps)
+    assert not torch.allclose(z, nv.Posterior(*vae.encode(x)).rsample(eps), atol=1e-3)
+    torch.testing.assert_close(vae(x, eps=eps), module.decode(z))
+    out = nv.intervene(vae, x, {"latent.mu[0]": nv.Add(1.0)}, eps=eps)  # runs from the posterior on
+    torch.testing.assert_close(out.reconstruction, module.decode(z + torch.tensor([1.0, 0.0])))
+    patched = nv.patch_activations(
+        vae, nv.Pairs(x, x.roll(1, 0), eps=eps), ["latent.z"], readout=nv.readouts.Pixels((1, 4, 4)), per="site"
+    )
+    torch.testing.assert_close(
+        torch.from_numpy(patched.parts["noising"].values[0].T),
+        (vae(x.roll(1, 0), eps=eps) - vae(x, eps=eps)).detach().flatten(1),
+        atol=1e-6,
+        rtol=1e-4,
+    )
 
 
 @pytest.mark.parametrize(

@@ -110,8 +110,8 @@ def test_the_report_says_what_was_held_against_what_and_which_modules_are_no_sit
     assert "Never run: discriminator" in repr(vae)
 
 
-def test_circuits_are_scored_or_said_why_not(monkeypatch):
-    vae, x = nv.VAE(nv.models.MLPVAE(image_shape=(1, 4, 4), latent=2, hidden=(3,))), torch.rand(4, 1, 4, 4)
+def test_circuits_are_scored_or_said_why_not(monkeypatch, x):
+    vae = nv.VAE(small(), Right())
     assert check_adapter(vae, x).circuit.startswith("scored, ")
     monkeypatch.setattr("nnsight_vae.testing._SCORED", 10)
     assert "not tried on" in check_adapter(vae, x).circuit

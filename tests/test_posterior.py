@@ -84,7 +84,7 @@ def test_a_wrapped_models_law_reaches_every_run_and_divergence():
         vae, nv.Pairs(x, x.roll(1, 0), eps=eps), ["latent.z"], readout=nv.readouts.Pixels((1, 4, 4)), per="site"
     )
     torch.testing.assert_close(
-        torch.from_numpy(patched.parts["noising"].values[0].T),
+        torch.from_numpy(patched.parts["noising"].values[0].T).float(),
         (vae(x.roll(1, 0), eps=eps) - vae(x, eps=eps)).detach().flatten(1),
         atol=1e-6,
         rtol=1e-4,

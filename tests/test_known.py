@@ -118,9 +118,13 @@ def assert_truth_is_what_matters(known: KnownCircuit, layers: list, factor: str)
 
 
 # ---------------------------------------------------------------------------------- the truth
-@pytest.mark.parametrize("options", [{}, {"camouflage": False}, {"dag": CHAIN, "rotation": True}], ids=str)
-def test_an_edge_of_a_glass_box_is_true_if_and_only_if_patching_it_does_something(options: dict) -> None:
-    assert_truth_is_what_matters(glass(**options), GLASS, "f0")
+@pytest.mark.parametrize(
+    ("options", "factor"),
+    [({}, "f0"), ({}, "f1"), ({"camouflage": False}, "f0"), ({"dag": CHAIN, "rotation": True}, "f0")],
+    ids=str,
+)
+def test_an_edge_of_a_glass_box_is_true_if_and_only_if_patching_it_does_something(options: dict, factor: str) -> None:
+    assert_truth_is_what_matters(glass(**options), GLASS, factor)
 
 
 def test_the_edges_around_the_groups_are_true_if_and_only_if_patching_them_does_something() -> None:

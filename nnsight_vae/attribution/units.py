@@ -14,7 +14,7 @@ from torch import Tensor
 from nnsight_vae.arguments import require
 from nnsight_vae.attribution.guards import require_gradients
 from nnsight_vae.circuits.pair_run import read
-from nnsight_vae.circuits.quadrature import Rule, gauss_legendre, path_gradients
+from nnsight_vae.circuits.quadrature import PathAverage, Rule, add_along, gauss_legendre
 from nnsight_vae.engine import checked_batch, example_chunks
 from nnsight_vae.errors import InterventionError, ReadoutError
 from nnsight_vae.levels.units import Per, default_sites, experiments
@@ -141,7 +141,9 @@ def _products(
             clean, path, None, {path: lambda _: points[0]}, lambda out: read(readout, out), reads_of(readout)
         )
 
-    for (gradient,) in path_gradients([start], [change], through, rule).means:
+    average = PathAverage([change], len(readout.names))
+    add_along(average, [start], through, rule)
+    for (gradient,) in average.plain:
         yield (gradient * change).movedim(layout.sites[site].axis, 1)
 
 
@@ -157,10 +159,11 @@ def _share(products: Float[Tensor, "n unit *grid"], selection: Selection) -> Flo
 def _refuse_flat(clean: CleanRun, other: CleanRun, readout: Readout, rule: Rule) -> None:
     """Refuse a readout that changes between the runs though its gradient is exactly 0: every attribution would be 0."""
     start, end = (run.at(reads_of(readout)) for run in (clean, other))
-    gradients = path_gradients([start], [end - start], lambda points: read(readout, points[0]), rule).means
+    average = PathAverage([end - start], len(readout.names))
+    add_along(average, [start], lambda points: read(readout, points[0]), rule)
     with torch.no_grad():
         changes = (read(readout, end) - read(readout, start)).T
-    for name, (gradient,), change in zip(readout.names, gradients, changes, strict=True):
+    for name, (gradient,), change in zip(readout.names, average.plain, changes, strict=True):
         if bool(change.any()) and not bool(gradient.any()):
             raise ReadoutError(
                 f"readout target {name!r} changes between base and source, but its gradient is exactly 0 where it was taken, so "

@@ -45,7 +45,7 @@ def _add(result: Float[Tensor, "edge target pair"], block: Block, part: Part, gr
     for t, gradient in enumerate(gradients):
         by_port = _by_port(part.delta * gradient)
         # an edge into readout:t carries its node's share to target t and nothing to the others
-        edges = block.of_ports(part.owners) if len(block.owners) else _into(block, part.owners, t)
+        edges = block.of_entries(part.owners) if len(block.owners) else _into(block, part.owners, t)
         real = (edges >= 0).to(by_port.device)
         result[:, t].index_add_(0, edges.to(by_port.device)[real], by_port[real])
 

@@ -34,21 +34,22 @@ class Block:
     layer: Linear | None
     owners: Int[Tensor, " unit"]
 
-    def of_entries(self, owners: Int[Tensor, " port"]) -> Int[Tensor, "a b"]:
-        """Edge of each entry of the layer's `weight_grid`, for a change at its input that is one set's of `route.owners`."""
+    def of_entries(self, owners: Int[Tensor, " port"]) -> Int[Tensor, "..."]:
+        """The edges by which a change of what the reader takes in goes on, where it is due to one set of `route.owners`.
+
+        One for each entry of the layer's `weight_grid`; where what is read is handed on, one for each port.
+        """
         return self._entries if len(self.route.owners) == 1 else self._entries_of(owners)
 
     @cached_property
-    def _entries(self) -> Int[Tensor, "a b"]:
+    def _entries(self) -> Int[Tensor, "..."]:
         return self._entries_of(self.route.owners[0])
 
-    def _entries_of(self, owners: Int[Tensor, " port"]) -> Int[Tensor, "a b"]:
+    def _entries_of(self, owners: Int[Tensor, " port"]) -> Int[Tensor, "..."]:
+        if self.layer is None:
+            return self._between(owners, self.owners)
         units, ports = weight_grid(self.layer)
         return self._between(owners[ports], self.owners[units])
-
-    def of_ports(self, owners: Int[Tensor, " port"]) -> Int[Tensor, " port"]:
-        """Where what is read is handed on, port by port: the edge by which each port changes."""
-        return self._between(owners, self.owners)
 
     def _between(self, sources: Tensor, targets: Tensor) -> Tensor:
         return torch.where((sources >= 0) & (targets >= 0), self.edges[sources, targets], -1)

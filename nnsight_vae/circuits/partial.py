@@ -216,7 +216,7 @@ class _PartialRun:
         for part in parts:
             block, kept = self._block(reader, part)
             if column.layer is None:
-                shares = _shares(block.of_ports(part.owners), kept, part.delta)
+                shares = _shares(block.of_entries(part.owners), kept, part.delta)
                 total = total + part.delta * _per_port(shares, part.delta)
                 continue
             keep = _shares(block.of_entries(part.owners), kept, part.delta)

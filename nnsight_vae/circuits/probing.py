@@ -117,12 +117,9 @@ class Prober:
         self, path: str | None = None, poke: Callable[[Tensor], Tensor] | None = None
     ) -> dict[str, Callable[[Tensor], Tensor]]:
         """Replacements that hold every column at its clean value, but one that is poked."""
-        clean = {p: self.clean[f"{p}>"] for p in self.sources}
-        held: dict[str, Callable[[Tensor], Tensor]] = {
-            p: lambda given, value=value: value.expand_as(given).clone() for p, value in clean.items()
-        }
+        held = {p: _repeated(self.clean[f"{p}>"]) for p in self.sources}
         if path is not None and poke is not None:
-            held[path] = lambda _: poke(clean[path])
+            held[path] = _instead(poke(self.clean[f"{path}>"]))
         return held
 
     def _hear(
@@ -191,6 +188,14 @@ def by_group(reach: Bool[Tensor, "unit port"], groups: Sequence[Sequence[int]]) 
 def named(module: nn.Module, path: str) -> str:
     """A module for a message."""
     return f"{path.removeprefix('model.')!r} ({type(module).__name__})"
+
+
+def _repeated(clean: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda given: clean.expand_as(given).clone()
+
+
+def _instead(value: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda _: value.clone()
 
 
 def _differs(values: Tensor, clean: Tensor) -> Tensor:

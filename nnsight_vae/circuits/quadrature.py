@@ -102,6 +102,11 @@ class PathAverage:
             self._means[target][i] += torch.tensordot(w, gradient, 1)
             self._tilted[target][i] += _scaled(gradient, weighed).sum(0)
 
+    @property
+    def plain(self) -> list[list[Tensor]]:
+        """For each target, one tensor per start: the averages with the weights as given."""
+        return self._means
+
     def calibrated(self, total: Float[Tensor, "target n"]) -> PathGradients:
         """The averages, and the error that plain quadrature would make in the total m(source) - m(base)."""
         gap = self._first - total
@@ -136,7 +141,7 @@ def add_along(
             points = [points_at(positions, a, d).requires_grad_() for a, d in zip(starts, average.changes, strict=True)]
             values = through(points)
         for t in range(values.shape[1]):
-            average.add(weights, t, gradients_at(values[:, t], points, len(weights), last=t + 1 == values.shape[1]))
+            average.add(weights, t, gradients_at(values, t, points, len(weights)))
 
 
 def points_at(
@@ -147,12 +152,15 @@ def points_at(
 
 
 def gradients_at(
-    values: Float[Tensor, " k_n"], points: Sequence[Float[Tensor, "k_n ..."]], k: int, last: bool
+    values: Float[Tensor, "k_n target"], target: int, points: Sequence[Float[Tensor, "k_n ..."]], k: int
 ) -> list[Float[Tensor, "k n ..."]]:
-    """Gradient of each value in its own point; 0 where it does not depend on it. `last`: no more of this pass are asked for."""
+    """Gradient of a target in each point, 0 where it does not depend on it. After the last target what was run is let go."""
     if not values.requires_grad:
         return [torch.zeros_like(point).unflatten(0, (k, -1)) for point in points]
-    found = torch.autograd.grad(values.sum(), points, retain_graph=not last, allow_unused=True, materialize_grads=True)
+    with torch.enable_grad():  # for callers who have switched gradients off
+        total = values[:, target].sum()
+    more = target + 1 < values.shape[1]
+    found = torch.autograd.grad(total, points, retain_graph=more, allow_unused=True, materialize_grads=True)
     return [gradient.unflatten(0, (k, -1)) for gradient in found]
 
 

@@ -90,6 +90,7 @@ def score_edges(
         here along the path of one layer's pre-activations; PNIE and TNIE, Robins and Greenland 1992.
 
     Example:
+        >>> import torch
         >>> from nnsight_vae.models import MLPVAE
         >>> _ = torch.manual_seed(0)
         >>> vae = VAE(MLPVAE(image_shape=(1, 4, 4), latent=2, hidden=(4,)))

@@ -60,7 +60,8 @@ class Sheet:
             {part: np.empty((n_edges, n_targets, n), dtype=dtype) for part in scoring.parts},
             np.empty((n_targets, n)),
             np.zeros(n_targets),
-            *(np.zeros((len(cuts), n_targets, n)) for _ in range(2)),
+            np.zeros((len(cuts), n_targets, n)),
+            np.zeros((len(cuts), n_targets, n)),
         )
         activity = baselines.Activity(readout)
         flat = FlatPairs(readout, scoring.variant) if scoring.by_gradient else None

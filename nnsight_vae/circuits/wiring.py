@@ -66,7 +66,8 @@ class Wiring:
         key, fingerprint = (tuple(x.shape[1:]), eps is None, reads), vae.fingerprint
         if key not in vae._wirings or vae._wirings[key][0] != fingerprint:
             vae._wirings[key] = fingerprint, cls._found(vae, x, eps, reads)
-        return vae._wirings[key][1]  # type: ignore[no-any-return]
+        found: Wiring = vae._wirings[key][1]
+        return found
 
     @classmethod
     def _found(cls, vae: VAE, x: Tensor, eps: Tensor | None, reads: str) -> Wiring:

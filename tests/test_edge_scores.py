@@ -380,6 +380,13 @@ def test_unknown_options_are_refused_before_any_work(wired, options: dict, messa
         score_edges(*wired, **options)
 
 
+@pytest.mark.parametrize("method", ["ig", "eap", "eap-ig", "exact"])
+def test_scores_are_the_same_where_gradients_are_switched_off(wired, method: str) -> None:
+    scores = score_edges(*wired, method=method)
+    with torch.no_grad():
+        np.testing.assert_array_equal(score_edges(*wired, method=method).values, scores.values)
+
+
 # ---------------------------------------------------------------------------------- some edges only
 @pytest.mark.parametrize(
     "options",

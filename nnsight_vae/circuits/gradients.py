@@ -41,8 +41,7 @@ def at_inputs(run: PairRun, readout: Readout, positions: Sequence[float]) -> lis
             [column.path for column in columns],
             readout,
         )
-    n_targets = values.shape[1]
-    found = [gradients_at(values[:, t], kept, len(positions), last=t + 1 == n_targets) for t in range(n_targets)]
+    found = [gradients_at(values, t, kept, len(positions)) for t in range(values.shape[1])]
     levels = [*run.wiring.levels, (len(columns),)]
     return [[[of_target[i] for i in level] for of_target in found] for level in levels]
 

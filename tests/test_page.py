@@ -147,6 +147,7 @@ def test_each_picture_is_stored_once_and_ends_take_the_picture_of_their_kind(tmp
         ("https://example.org/x.png", r"no data URI"),
         ("data:image/svg+xml;base64,AAAA", r"no data URI"),
         ('data:image/png;base64,"onload=', r"no data URI"),
+        ("data:image/png;base64,AAAA,https://example.org", r"no data URI"),
         (None, r"has shape \(\)"),
     ],
 )

@@ -67,6 +67,7 @@ def test_the_widths_in_the_legend_are_those_of_edges_of_that_size():
     widths = {name: edge.get_linewidth() for name, edge in drawn(axes, FancyArrowPatch).items()}
     shown = {line.get_label(): line.get_linewidth() for line in axes.get_legend().legend_handles}
     assert shown["|effect| 2"] == widths["a -> b"]
+    assert (widths["a -> c"] - 0.72 * 0.6) ** 2 * 10 == pytest.approx((widths["a -> b"] - 0.72 * 0.6) ** 2)
     assert shown["0.2"] == widths["a -> c"]
     assert shown["0.02"] == widths["a -> d"]
 

@@ -68,7 +68,7 @@ class Scoring:
     """
 
     method: str
-    nodes: int = 4
+    nodes: int = 3
     direction: str = "noising"
     at: str = "base"
     seed: int = 0

@@ -51,7 +51,7 @@ def score_edges(
     readout: Readout,
     *,
     method: Method = "ig",
-    nodes: int = 4,
+    nodes: int = 3,
     direction: Direction = "noising",
     at: At = "base",
     edges: Iterable[tuple[str, str]] | None = None,

@@ -423,6 +423,18 @@ def test_stability_is_the_share_of_resamples_in_which_an_edge_is_selected() -> N
     assert first.edges[kept]["stability"] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("select", [Prune(0.2), Greedy(0.03)], ids=repr)
+def test_a_search_of_the_model_is_made_again_on_the_pairs_of_each_resample(select) -> None:
+    vae, pairs, readout = tiny()
+    circuit = extract_circuit(vae, pairs, readout, select=select, resamples=4)
+    evidence = evidence_of(score_edges(vae, pairs, readout))
+    again = [pairs[np.repeat(np.arange(6), r.weights.astype(int))] for r in evidence.resampled(4)]
+    found = [set(extract_circuit(vae, drawn, readout, select=select).edges) for drawn in again]
+    stability = {(a, b): data["stability"] for a, b, data in circuit.edges(data=True)}
+    assert stability == pytest.approx({edge: np.mean([edge in each for each in found]) for edge in circuit.edges})
+    assert len(set(stability.values())) > 1
+
+
 def test_without_resamples_there_is_no_stability(wired) -> None:
     for circuit in (extract_circuit(*wired), circuit_from(score_edges(*wired), resamples=0)):
         assert {data["stability"] for *_, data in circuit.edges(data=True)} == {None}
@@ -627,6 +639,24 @@ def test_the_bound_becomes_clopper_pearson_where_there_is_no_end_of_edges() -> N
     for hits in (0, 1, 7):
         share = (missed_at_most(2_000_000, 100, hits, 0.95) + hits) / 2_000_000
         assert share == pytest.approx(beta.ppf(0.95, hits + 1, 100 - hits), rel=1e-3)
+
+
+def test_the_bounds_of_a_screen_are_about_what_was_never_patched() -> None:
+    screened, sampled = np.array([0.9, 0.5, 0.4, 0.3]), np.array([0.6, 0.45, 0.1])
+    note = Screen(0.1, confidence=0.9).bounds(screened, sampled, np.array([True, False, True, False]), 50)
+    assert note == {
+        "n_screened": 4, "n_sampled": 3, "n_never_patched": 43, "confidence": 0.9, "weakest": 0.4,
+        "sampled_above": 2, "missed_above": missed_at_most(46, 3, 2, 0.9),
+        "largest_sampled": 0.6, "missed_above_largest": missed_at_most(46, 3, 0, 0.9),
+    }  # fmt: skip
+    none = Screen().bounds(screened, sampled, np.zeros(4, dtype=bool), 50)
+    assert (none["weakest"], none["sampled_above"], none["missed_above"]) == (None, None, None)
+    everything = Screen(1.0).bounds(screened, np.zeros(0), np.ones(4, dtype=bool), 4)
+    assert (everything["largest_sampled"], everything["missed_above"], everything["missed_above_largest"]) == (
+        None,
+        0,
+        0,
+    )
 
 
 def conv_case() -> tuple[nv.VAE, Pairs, Readout]:

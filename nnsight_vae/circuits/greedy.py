@@ -25,7 +25,8 @@ class Greedy:
 
     Attributes:
         tau: in (0, 1], a share of the mean |total effect|.
-        among: the edges to begin with; the others go at once. None: all of them.
+        among: the edges to begin with; the others go at once, so these must do most of what the model does: from a set that does
+            little, every edge can go. None: all edges.
 
     Raises:
         CircuitError: a value out of range.

@@ -235,6 +235,11 @@ def test_readouts_give_the_factors_and_pairs_change_one_and_what_it_causes() -> 
             assert (change[:, own] > 0).all()
             moved = {name for i, name in enumerate(known.factors) if change[:, i].abs().max() > 1e-5}
             assert moved == set(reached(known.dag)[factor])
+            many = known.pairs(factor, 600, 4).base_factors  # what is set no longer follows what used to cause it
+            others = torch.corrcoef(many.T)[
+                own, [i for i, f in enumerate(known.factors) if f not in reached(known.dag)[factor]]
+            ]
+            assert others.abs().max() < 0.15 if len(others) else True
 
 
 def test_either_redundant_route_is_enough_and_cancelling_routes_do_nothing_together() -> None:
@@ -292,9 +297,14 @@ def test_a_leak_gives_every_edge_an_effect_and_leaves_the_truth() -> None:
 
 
 # ---------------------------------------------------------------------------------- masked
-@pytest.mark.parametrize("seed", range(4))
-def test_a_factor_reaches_the_pictures_of_what_it_causes_and_no_other_to_the_last_bit(seed: int) -> None:
-    known = masked(seed, factors=4, edge_probability=0.6, depth=3)
+DEEPEST = nx.DiGraph([(f"f{i}", f"f{i + 1}") for i in range(4)])  # each layer of the decoder has one edge to cross in
+
+
+@pytest.mark.parametrize(("seed", "dag"), [(0, None), (1, None), (2, None), (3, DEEPEST)], ids=str)
+def test_a_factor_reaches_the_pictures_of_what_it_causes_and_no_other_to_the_last_bit(
+    seed: int, dag: nx.DiGraph | None
+) -> None:
+    known = masked(seed, factors=4, edge_probability=0.6, depth=3, dag=dag)
     module, n = known.vae.module, len(known.factors)
     for factor, caused in reached(known.dag).items():
         pairs = known.pairs(factor, 16)
@@ -599,6 +609,9 @@ def test_selection_is_compared_with_the_truth_and_cut_errors_are_the_worst() -> 
     (row,) = [r for r in judged(lied, scores, "f2") if r.cut == ALL]
     assert row.fdr == pytest.approx(len(found - lied.truth["f2", "f2"]) / len(found))
     assert row.fdr > 0.5
+    more = true | set(zip(scores.sources[:20], scores.targets[:20], strict=True))
+    (row,) = [r for r in judged(replace(known, truth={Task("f2", "f2"): more}), scores, "f2") if r.cut == ALL]
+    assert row.shd == len(found ^ more) > 10
     assert row.cut_error == pytest.approx(max(c.error for c in scores.completeness if c.readout == "f2"))
 
 

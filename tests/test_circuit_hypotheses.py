@@ -221,7 +221,7 @@ def outcome(result, test: str, readout: str = "pixel[0]"):
 
 def test_the_true_circuit_passes_every_test(wired) -> None:
     vae, pairs, readout = wired
-    result = hypothesis_tests(vae, nx.DiGraph(list(TRUE_EDGES)), pairs, readout)
+    result = hypothesis_tests(vae, nx.DiGraph(list(TRUE_EDGES)), pairs, readout, n_random=50)
     assert not outcome(result, "equivalence").rejected
     assert outcome(result, "equivalence").verdict == "equivalent: equal to the model in every pair"
     assert outcome(result, "independence").p == 1.0
@@ -229,8 +229,8 @@ def test_the_true_circuit_passes_every_test(wired) -> None:
     assert result.superfluous("pixel[0]") == ()
     assert len([o for o in result.outcomes if o.test == "minimality"]) == 10
     assert "0 of 10 edges tested are superfluous" in str(result)
-    again = hypothesis_tests(vae, nx.DiGraph(list(TRUE_EDGES)), pairs, readout)
-    assert again == result
+    one, two = (hypothesis_tests(vae, nx.DiGraph(list(TRUE_EDGES)), pairs, readout, n_random=5) for _ in range(2))
+    assert one == two
     assert result.to_frame().adjusted.notna().all()
 
 
@@ -254,6 +254,7 @@ def test_what_is_left_out_tells_the_effect_where_the_circuit_misses_a_route(wire
     shut = hypothesis_tests(vae, ends, pairs, readout, tests=("sufficiency", "necessity"), n_random=60)
     assert not outcome(shut, "sufficiency").rejected
     assert not outcome(shut, "necessity").rejected
+    assert outcome(shut, "necessity").statistic == 0.0  # it is missed by nothing, and rivals of which that holds tie
     assert outcome(shut, "necessity").verdict.startswith("not shown to be missed more")
 
 

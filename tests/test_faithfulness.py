@@ -18,7 +18,7 @@ from wired import TRUE_EDGES, WiredVAE, wired_pairs
 import nnsight_vae as nv
 from nnsight_vae.circuits import Faithfulness, faithfulness, hypothesis_tests, knocked_out, knockouts, score_edges
 from nnsight_vae.circuits.curves import checked_sizes, curve_areas, sizes_for
-from nnsight_vae.circuits.edge_sets import EdgeSets
+from nnsight_vae.circuits.edge_sets import EdgeSets, Readings
 from nnsight_vae.circuits.generative import generative_scores
 from nnsight_vae.errors import CircuitError, DataError
 from nnsight_vae.pairs import Pairs
@@ -208,6 +208,13 @@ def test_chunks_of_pairs_change_nothing_not_even_the_mean(conv, monkeypatch) -> 
     for one, other in zip(whole, chunked, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-9)
     assert calls[1:] == [(3, 4), (4, 4)]
+
+
+def test_what_may_be_rounding_is_no_effect() -> None:
+    sets, whole = np.array([[[1.0, 1.2, 0.8]], [[1.0 + 1e-9, 1.0 - 1e-6, 1.0]]]), np.array([[1.0 + 1e-9, 2.0, 1.0]])
+    readings = Readings(sets, np.ones((1, 3)), whole, np.array([1e-8]))
+    np.testing.assert_allclose(readings.effects, [[[0.0, 0.2, -0.2]], [[0.0, -1e-6, 0.0]]], atol=1e-12)
+    assert readings.effects[1, 0, 0] == readings.total[0, 0] == 0.0
 
 
 def test_ablations_of_the_wired_model_in_closed_form(wired, true_circuit) -> None:
@@ -472,6 +479,7 @@ def test_a_backup_that_speaks_only_where_the_circuit_is_silent_shows_in_the_comp
     assert found.gaps[1:, 0].max() == pytest.approx(total, rel=1e-4)  # without it the backup does
     assert found.gaps[1, 0] == pytest.approx(total, rel=1e-4)
     assert found.knocked_out[:2].tolist() == [0, 4]  # edges between units only
+    assert set(found.knocked_out.tolist()) == {0, 1, 2, 3, 4}  # sets of every size are tried
     assert (len(found.gaps), found.defined) == (22, (True,))
 
 

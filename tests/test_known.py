@@ -494,6 +494,16 @@ def test_the_record_says_how_it_was_made_and_what_it_leaks() -> None:
     assert [len(known.excluded.get(task, ())) for task in known.tasks] == [0, 5, 0, 0]
 
 
+def test_what_is_left_undecided_is_read_from_a_latent_that_should_not_move() -> None:
+    known = edge_strict()
+    pairs = known.pairs("f0", 64)
+    with torch.no_grad():
+        change = (known.vae.module.encode(pairs.source)[0] - known.vae.module.encode(pairs.base)[0]).abs().mean(0)
+    (sources,) = {frozenset(source for source, _ in edges) for edges in known.excluded.values()}
+    assert sources == {"latent.z[1]"}
+    assert change[1] < 0.1 * change[0]
+
+
 def test_its_weights_are_not_sparse_so_the_circuit_is_a_matter_of_effects() -> None:
     weights = torch.cat(
         [w.flatten() for name, w in edge_strict().vae.module.named_parameters() if w.ndim == 2 and "logvar" not in name]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from numbers import Real
-
 from nnsight_vae.errors import CircuitError
 
 
@@ -13,7 +11,7 @@ def check_share(name: str, value: object, what: str, below: float | None = None)
     Raises:
         CircuitError: says what was got.
     """
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value <= 1 or value == below:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1 or value == below:
         raise CircuitError(f"{name}={value!r}: expected {what} in (0, 1{']' if below is None else ')'}.")
 
 

@@ -47,7 +47,7 @@ def by_rule(
     resamples = _RESAMPLES if resamples is None else resamples
     stability = None
     if resamples and evidence.tested.any():
-        stability = sum(rule.choose(again) for again in evidence.resampled(resamples)) / resamples
+        stability = np.mean([rule.choose(again) for again in evidence.resampled(resamples)], axis=0)
     n_significant = int((evidence.tested & (q <= test.q)).sum())
     return Found(
         evidence, kept, p, q, stability, _record(rule, evidence, kept, n_significant, resamples, {}), everything

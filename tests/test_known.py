@@ -501,7 +501,7 @@ def test_what_is_left_undecided_is_read_from_a_latent_that_should_not_move() -> 
         change = (known.vae.module.encode(pairs.source)[0] - known.vae.module.encode(pairs.base)[0]).abs().mean(0)
     (sources,) = {frozenset(source for source, _ in edges) for edges in known.excluded.values()}
     assert sources == {"latent.z[1]"}
-    assert change[1] < 0.1 * change[0]
+    assert change[1] < 0.2 * change[0]
 
 
 def test_its_weights_are_not_sparse_so_the_circuit_is_a_matter_of_effects() -> None:

@@ -72,7 +72,7 @@ def hypothesis_tests(
         alpha: family-wise error of each test, over all its targets and edges (Holm).
         epsilon: how far from 1/2 the chance of being above may be for `equivalence`.
         quantile: share of random rivals to beat.
-        n_random: random rivals; with 22 or fewer no circuit can be shown to beat a share of .9 of them at .1.
+        n_random: random rivals; with 28 or fewer no circuit can be shown to beat a share of .9 of them at .05.
         n_edges: edges tested for minimality, drawn at random; None: all.
         n_perm: permutations for `independence`.
         seed: of everything random.
@@ -86,6 +86,18 @@ def hypothesis_tests(
 
     Source: Shi et al. 2024 (arXiv 2410.13032). Deviations: effects (m - m(nothing)) instead of raw scores for independence, or
         the base image would tie both; equal shape per cut and connected rivals; Holm over edges; ties count for no one.
+
+    Example:
+        >>> import torch
+        >>> from nnsight_vae.models import MLPVAE
+        >>> from nnsight_vae.readouts import Latents
+        >>> _ = torch.manual_seed(0)
+        >>> vae = VAE(MLPVAE(image_shape=(1, 4, 4), latent=2, hidden=(4,)))
+        >>> pairs = Pairs(torch.zeros(12, 1, 4, 4), torch.rand(12, 1, 4, 4), factor="light")
+        >>> whole = nx.DiGraph(EdgeSets.of(vae, pairs, Latents(2)).edges)
+        >>> found = hypothesis_tests(vae, whole, pairs, Latents(2), tests=("equivalence",))
+        >>> found.outcomes[0].verdict
+        'equivalent: equal to the model in every pair'
     """
     _check(tests, alpha, quantile, n_random, n_edges, n_perm)
     checked_circuit(circuit)

@@ -133,6 +133,18 @@ def knockouts(
         DataError: as in `faithfulness`; or fewer than two independent pairs.
 
     Source: Wang et al. 2022 (IOI, arXiv 2211.00593), section 4; the search over K is random here, by hand or greedy there.
+
+    Example:
+        >>> import torch
+        >>> from nnsight_vae.models import MLPVAE
+        >>> from nnsight_vae.readouts import Latents
+        >>> _ = torch.manual_seed(0)
+        >>> vae = VAE(MLPVAE(image_shape=(1, 4, 4), latent=2, hidden=(4,)))
+        >>> pairs = Pairs(torch.zeros(12, 1, 4, 4), torch.rand(12, 1, 4, 4), factor="light")
+        >>> whole = nx.DiGraph(EdgeSets.of(vae, pairs, Latents(2)).edges)
+        >>> found = knockouts(vae, whole, pairs, Latents(2), parts="node", subsets=4)
+        >>> len(found.parts), float(found.gaps.max())
+        (7, 0.0)
     """
     _check(parts, subsets, contexts)
     checked_circuit(circuit)

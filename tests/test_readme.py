@@ -35,7 +35,7 @@ def test_the_snippets_run_in_order(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_commands_run(tmp_path):
     ours = [shlex.split(line) for line in COMMANDS if line.startswith("nnsight-vae ")]
-    assert [words[1] for words in ours] == ["demo", "train", "analyze", "info"]
+    assert [words[1] for words in ours] == ["demo", "train", "analyze", "info", "circuits-benchmark"]
     for words in ours:
         subprocess.run([sys.executable, "-m", "nnsight_vae.cli", *words[1:]], cwd=tmp_path, check=True)
     for report in ("demo-report/pendulum-beta-vae", "demo-report/pendulum-labelled-vae", "report"):

@@ -126,6 +126,49 @@ class LayerNormVAE(nn.Module):
         return self.decoder(z)
 
 
+class GatesBeforeAdditionVAE(LayerNormVAE):
+    """relu(a) + relu(b), and a sum of halves: each node's share is the change of its own gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.halves, self.last = nn.Linear(2, 6), nn.Linear(2, 6), nn.Linear(6, 8), nn.Linear(4, 10)
+
+    def decode(self, z: Tensor) -> Tensor:
+        left, right = self.halves(F.relu(self.a(z)) + F.relu(self.b(z))).chunk(2, 1)
+        return self.last(F.relu(left) + F.relu(right))
+
+
+class BranchesVAE(LayerNormVAE):
+    """A long branch that runs before a short one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.long, self.longer, self.short, self.last = (
+            nn.Linear(2, 3),
+            nn.Linear(3, 3),
+            nn.Linear(2, 3),
+            nn.Linear(3, 10),
+        )
+
+    def decode(self, z: Tensor) -> Tensor:
+        far = self.longer(torch.tanh(self.long(z)))
+        return self.last(torch.tanh(far + self.short(z)))
+
+
+class FarGateVAE(LayerNormVAE):
+    """A port of the last layer that a unit changes only far beyond where it is for any but extreme inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(7, 10)
+        self.decoder = nn.Linear(2, 6)
+        self.encoder = nn.Linear(10, 4)
+
+    def decode(self, z: Tensor) -> Tensor:
+        h = self.decoder(z)
+        return self.last(torch.cat([h, F.relu(h[:, :1] - 1e5)], 1))
+
+
 class TwiceVAE(LayerNormVAE):
     """One layer is called twice."""
 

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from branching_vaes import GatedResidualVAE, LayerNormVAE, TwiceVAE, branching_vaes
+from branching_vaes import (
+    BranchesVAE,
+    FarGateVAE,
+    GatedResidualVAE,
+    GatesBeforeAdditionVAE,
+    LayerNormVAE,
+    TwiceVAE,
+    branching_vaes,
+)
 from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 from vaes import MLPVAE, ConvVAE, ResidualVAE, images, seeded
@@ -139,6 +149,21 @@ def test_edges_skip_levels_and_cuts_say_what_goes_past_them() -> None:
     assert [cut.bypassed for cut in cuts][1:3] == [("input[0]",)] * 2
     assert [bool(cut.bypassed) for cut in cuts] == [False, True, True, False, False, True, False, False]
     assert all(a.layer < b.layer for cut in cuts for a, b in ((cut.sources[s], cut.targets[t]) for s, t in cut.ends))
+
+
+def test_a_level_is_the_longest_way_from_the_input() -> None:
+    vae, pairs = pairs_for(seeded(BranchesVAE(), 1))
+    wiring = Wiring.of(vae, pairs.base)
+    depths = {column.path.removeprefix("model."): column.depth for column in wiring.columns}
+    z = depths["encoder.3"]
+    assert (depths["long"], depths["short"], depths["longer"], depths["last"]) == (z + 1, z + 1, z + 2, z + 3)
+    assert wiring.levels[z + 1] == (position(wiring, "long"), position(wiring, "short"))
+    assert wiring.alive(z + 2) == (position(wiring, "short"),)
+    scores = score_edges(vae, pairs, readout_of(vae))
+    assert scores.cuts[z + 1] == "latent.z -> long + short"
+    for c in range(len(scores.cuts)):
+        carried = scores.values[scores.cut_of == c].sum(0) + scores.bypass[c]
+        np.testing.assert_allclose(carried, scores.total, rtol=1e-8, atol=1e-12)
 
 
 def test_a_layer_that_is_called_twice_is_refused_by_name_unless_nothing_comes_of_it() -> None:
@@ -275,6 +300,37 @@ def test_a_gate_after_an_addition_shares_its_change_in_proportion() -> None:
         change = run.given(part.parent)
         torch.testing.assert_close(part.delta, (share * change).flatten(1), rtol=1e-9, atol=1e-12)
         assert part.parent in (stem, f2)
+
+
+def test_gates_before_an_addition_share_nothing_of_each_others_change() -> None:
+    vae, pairs = pairs_for(seeded(GatesBeforeAdditionVAE(), 1))
+    pairs = replace(pairs, source=2 - 5 * pairs.source)
+    wiring, run = the_run(vae, pairs)
+    relus = {
+        column.path: [side.outputs[column.path].relu() for side in (run.base, run.source)] for column in wiring.columns
+    }
+    moved = [source - base for base, source in (relus["model.a"], relus["model.b"])]
+    opened = [((source > 0) != (base > 0)).any() for base, source in (relus["model.a"], relus["model.b"])]
+    assert all(opened)
+    assert bool(((moved[0] != 0) & (moved[1] != 0)).any())
+    for part in run.parts(position(wiring, "halves")):
+        base, source = relus[wiring.columns[part.parent].path]
+        torch.testing.assert_close(part.delta, source - base, rtol=1e-12, atol=1e-14)
+    sets = list(run.parts(position(wiring, "last")))
+    base, source = relus["model.halves"]
+    assert [part.owners.tolist() for part in sets] == [
+        [0, 1, 2, 3]
+    ]  # two halves of a port are one node: nothing else reads them
+    change = (source - base).unflatten(1, (2, 4)).sum(1)
+    torch.testing.assert_close(sets[0].delta, change, rtol=1e-12, atol=1e-14)
+
+
+def test_a_change_that_no_unit_was_seen_to_make_is_refused_by_name() -> None:
+    vae, pairs = pairs_for(seeded(FarGateVAE(), 1))
+    assert score_edges(vae, pairs, readout_of(vae)).n_pairs == 5
+    extreme = replace(pairs, source=pairs.source * 1e7)
+    with pytest.raises(CircuitError, match=r"input channel of layer 'last' changes.*no unit of 'decoder' reaches it"):
+        score_edges(vae, extreme, readout_of(vae))
 
 
 def test_mu_moves_the_sample_by_itself_and_logvar_by_its_noise() -> None:

@@ -183,6 +183,7 @@ def test_pointing_shows_all_attributes_and_leaving_goes_back_to_what_was_picked(
     node(page, "latent.z[3]").hover()
     terms = page.locator("#details > dl > dt").all_inner_texts()
     assert terms == list(graph.nodes["latent.z[3]"])
+    assert "$" not in page.locator("#details").inner_text()
     text = page.locator("#details").inner_text()
     for part in ("latent.z[3]", "-0.1667", "nan", "1, none"):
         assert part in text

@@ -40,6 +40,10 @@ def test_arrow_keys_follow_the_strongest_edges_and_the_columns_and_enter_picks(o
     assert sorted(walked) == column
     heights = [node(page, name).bounding_box()["y"] for name in walked]
     assert heights == sorted(heights)
+    taken = "marks[0].dispatchEvent(new KeyboardEvent('keydown', {key: '%s', bubbles: true, cancelable: true}))"
+    assert page.evaluate(taken % "ArrowDown") is False  # the page does not scroll as well
+    assert page.evaluate(taken % "a") is True
+    node(page, walked[-1]).focus()
     page.keyboard.press("Enter")
     assert node(page, walked[-1]).get_attribute("aria-pressed") == "true"
     page.keyboard.press("Space")
@@ -162,6 +166,10 @@ def test_the_circuit_of_a_factor_can_be_hidden(open_page):
     colours = page.evaluate("[...find('edges').children].map(p => getComputedStyle(p).stroke)")
     assert len(colours) == 3
     assert len(set(colours)) == 2
+    both = "[...find('edges').children].filter(p => edges[p.dataset.edge].parts.length === 2)"
+    places = page.evaluate(f"{both}.map(p => [p.getPointAtLength(0).y, +p.getAttribute('stroke-width')])")
+    (y, width), (other_y, other_width) = places
+    assert abs(y - other_y) == pytest.approx((width + other_width) / 2, abs=0.11)  # side by side
     light = page.get_by_role("button", name="light")
     light.click()
     assert light.get_attribute("aria-pressed") == "false"

@@ -20,6 +20,7 @@ import nnsight_vae as nv
 from nnsight_vae.circuits import circuit_from, contributions, exact, pair_run, score_edges
 from nnsight_vae.circuits.edges import EdgeScores
 from nnsight_vae.circuits.quadrature import gauss_legendre
+from nnsight_vae.circuits.wiring import Wiring
 from nnsight_vae.errors import CircuitError, DataError, NnsightVaeWarning, ReadoutError
 from nnsight_vae.pairs import Pairs
 from nnsight_vae.readouts import Latents, Pixels
@@ -387,6 +388,30 @@ def test_scores_are_the_same_where_gradients_are_switched_off(wired, method: str
         np.testing.assert_array_equal(score_edges(*wired, method=method).values, scores.values)
 
 
+@pytest.mark.parametrize("method", ["exact", "ig", "eap", "eap-ig", "weight", "correlation", "random"])
+def test_an_edge_into_one_target_is_0_on_the_others_and_only_there(wired, method: str) -> None:
+    vae, pairs, _ = wired
+    scores = score_edges(vae, pairs, Pixels((4,))[["pixel[0]", "pixel[1]"]], method=method)
+    assert not scores.values[~scores.applies].any()
+    ends = by_edge(scores)
+    assert ends["output[0]", "readout:pixel[0]"][0].all()
+    assert ends["output[1]", "readout:pixel[1]"][1].all()
+
+
+def test_wirings_are_remembered_while_weights_stay_and_found_again_when_they_change(wired) -> None:
+    vae, pairs, readout = wired
+    edges = set(zip(*(getattr(score_edges(vae, pairs, readout), side) for side in ("sources", "targets")), strict=True))
+    wiring = Wiring.of(vae, pairs.base)
+    assert Wiring.of(vae, pairs.base[:3]) is wiring
+    with torch.no_grad():
+        vae.module.out.weight[:, 4] = 0  # nothing reads hidden unit 4 of the decoder any more
+        vae.module.dec.weight[0, 0] += 1
+    assert Wiring.of(vae, pairs.base) is not wiring
+    fresh = score_edges(nv.VAE(copy.deepcopy(vae.module), example=pairs.base), pairs, readout)
+    np.testing.assert_array_equal(score_edges(vae, pairs, readout).values, fresh.values)
+    assert ("dec[4]", "output[2]") in edges
+
+
 # ---------------------------------------------------------------------------------- some edges only
 @pytest.mark.parametrize(
     "options",
@@ -667,3 +692,45 @@ def test_files_that_are_no_edge_scores_are_refused(wired, tmp_path) -> None:
     np.savez(tmp_path / "other.npz", header=np.array('{"schema": "nnsight-vae/effects@2"}'))
     with pytest.raises(DataError, match=r"schema 'nnsight-vae/effects@2'"):
         EdgeScores.load(tmp_path / "other.npz")
+
+
+# ---------------------------------------------------------------------------------- code that writes in place
+class InPlaceVAE(SmoothVAE):
+    """As `SmoothVAE`, with functions that write into what a layer gave."""
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.encoder[2](self.encoder[0](x.mul_(2.0).mul_(0.5)).tanh_()).tanh_()
+        return self.fc_mu(h), self.fc_logvar(h)
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.decoder[2](self.decoder[0](z).tanh_()).sigmoid_()
+
+
+@pytest.mark.parametrize("options", [{}, {"method": "eap"}, {"method": "eap-ig"}, {"method": "exact"}])
+def test_functions_that_write_in_place_score_as_those_that_do_not(options: dict) -> None:
+    plain, in_place = seeded(SmoothVAE()).double(), seeded(InPlaceVAE()).double()
+    pairs, readout = double(pairs_for(plain, 4)), Pixels((12,))[["pixel[2]", "pixel[5]"]]
+    one, other = (score_edges(nv.VAE(m, example=pairs.base), pairs, readout, **options) for m in (plain, in_place))
+    assert len(one) == len(other)
+    np.testing.assert_allclose(one.values, other.values, rtol=1e-9, atol=1e-12)
+
+
+# ---------------------------------------------------------------------------------- on a trained model
+@pytest.mark.slow
+def test_layerwise_gradients_agree_with_edge_patching_on_a_trained_model() -> None:
+    data = nv.datasets.load("pendulum")
+    angles = data.sample(1024).factors[:, data.factors.index("angle")].numpy()
+    doses = data.doses("angle", n=16, values=np.quantile(angles, [0.45, 0.5]).tolist(), propagate=False)
+    pairs, readout, vae = Pairs(*doses.images, factor="angle"), data.readout("angle"), nv.load("pendulum-beta-vae")
+    ig = score_edges(vae, pairs, readout)
+    assert max(row.error for row in ig.completeness) < 1e-4
+    chosen = np.sort(np.random.default_rng(0).choice(len(ig), 300, replace=False))
+    edges = [(ig.sources[i], ig.targets[i]) for i in chosen]
+    exact = score_edges(vae, pairs, readout, method="exact", direction="both", edges=edges)
+    estimate, truth = ig.mean()[chosen, 0], exact.mean()[:, 0]
+    assert np.corrcoef(estimate, truth)[0, 1] > 0.98
+    assert spearmanr(estimate, truth)[0] > 0.98
+    top, wide = (set(np.argsort(-np.abs(v))[:k]) for v, k in ((truth, 30), (estimate, 60)))
+    assert len(top & wide) / 30 > 0.98
+    for baseline in ("weight", "correlation"):
+        assert spearmanr(ig.beside[baseline][chosen, 0], np.abs(truth))[0] < 0.9

@@ -116,14 +116,14 @@ def _kept(run: PairRun, x: Tensor, paths: Sequence[str], readout: Readout) -> tu
 
     def keep(path: str, value: Tensor) -> Tensor:
         kept[path] = value
-        return value.clone()  # what follows may write into it
+        return value
 
     def reading(out: Tensor) -> Tensor:
         kept["readout"] = out
         return read(readout, out)
 
     writes: dict[str, Write] = {path: lambda value, path=path: keep(path, value) for path in paths}
-    writes["tap_input"] = lambda _: keep("tap_input", x)
+    writes["tap_input"] = lambda _: keep("tap_input", x).clone()  # what begins a graph cannot be written into
     values = run_from(run.base, None, _rows(run, x), writes, reading, run.wiring.reads)
     return values, [kept[path] for path in (*paths, "readout")]
 

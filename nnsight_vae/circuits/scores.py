@@ -8,7 +8,9 @@ v's pre-activation p_v. That is linear, so moving only u from base to source cha
   `m(source) - m(source; p_v -= dc_uv)`, the total one. One run per edge.
 - `ig`: layer-wise integrated gradients, `<dc_uv, integral of dm/dp_v along p(base) + t (p(source) - p(base))>`. All edges
   of a layer from a few backward passes, and those of every cut sum to the total effect (to which the quadrature is
-  calibrated: see `quadrature`).
+  calibrated: see `quadrature`). It estimates the mean of noising and denoising as well as those two agree: on a trained
+  convolutional VAE r = .999 where a sprite moves a little, .99 over a third of its range, .92 over most of it, where noising and
+  denoising themselves correlate .98, .95 and .90.
 - `eap`: the same with the gradient at one place only, all layers from one backward pass: at the base (edge attribution patching,
   a first-order estimate of noising), at the source (of denoising), or the mean of both.
 - `eap-ig`: with the gradient averaged along the straight path of the inputs; cuts after the first do not sum to the total effect.

@@ -8,7 +8,7 @@ import pytest
 import torch
 from literal_edges import HALVES, Literal, SmoothVAE, conv_layers, pairs_for
 from torch import Tensor, nn
-from vaes import ConvVAE, ResidualVAE, images, seeded
+from vaes import ConvVAE, images, seeded
 from wired import WiredVAE, wired_pairs
 
 import nnsight_vae as nv

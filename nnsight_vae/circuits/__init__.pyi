@@ -19,6 +19,6 @@ from .screening import Screen as Screen
 from .search import circuit_from as circuit_from, extract_circuit as extract_circuit
 from .selectivity import Specificity as Specificity, UnitSpecificity as UnitSpecificity, specificity as specificity
 from .several import extract_circuits as extract_circuits, union as union
-from .unlearned import reinitialised as reinitialised
 from .unit_pictures import thumbnails as thumbnails
+from .unlearned import reinitialised as reinitialised
 from .verdicts import CircuitTests as CircuitTests, Outcome as Outcome

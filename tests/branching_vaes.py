@@ -169,6 +169,21 @@ class FarGateVAE(LayerNormVAE):
         return self.last(torch.cat([h, F.relu(h[:, :1] - 1e5)], 1))
 
 
+class ShutVAE(LayerNormVAE):
+    """Gates that are shut but for extreme inputs; and a head for logvar that is deep and calls one layer twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head1, self.head2, self.again = nn.Linear(10, 3), nn.Linear(3, 2), nn.Linear(2, 2)
+        self.encoder, self.decoder, self.last = nn.Linear(10, 2), nn.Linear(2, 6), nn.Linear(6, 10)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.encoder(x), 0.1 * self.again(self.again(self.head2(torch.tanh(self.head1(x)))))
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.last(F.relu(self.decoder(z) - 50))
+
+
 class TwiceVAE(LayerNormVAE):
     """One layer is called twice."""
 

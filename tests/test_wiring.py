@@ -13,6 +13,7 @@ from branching_vaes import (
     GatedResidualVAE,
     GatesBeforeAdditionVAE,
     LayerNormVAE,
+    ShutVAE,
     TwiceVAE,
     branching_vaes,
 )
@@ -170,7 +171,11 @@ def test_a_layer_that_is_called_twice_is_refused_by_name_unless_nothing_comes_of
     vae, pairs = pairs_for(seeded(TwiceVAE()))
     with pytest.raises(CircuitError, match=r"'again' \(Linear\) is called 2 times.*a layer of its own"):
         Wiring.of(vae, pairs.base)
-    assert len(Wiring.of(vae, pairs.base, reads="latent.mu").columns) == 3
+    vae, pairs = pairs_for(seeded(ShutVAE()), sampled=True)
+    columns = Wiring.of(vae, pairs.base).columns  # on the mean path logvar plays no part, nor does what leads to it
+    assert [column.path.removeprefix("model.") for column in columns] == ["tap_input", "encoder", "decoder", "last"]
+    with pytest.raises(CircuitError, match="'again'"):
+        Wiring.of(vae, pairs.base, pairs.eps)
 
 
 class Tiny(nn.Module):

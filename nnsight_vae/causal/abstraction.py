@@ -138,12 +138,12 @@ def interchange_accuracy(
     swapped = run_interventions(vae, base.images, [{unit: swap} for unit in units], readout)
     predicted = _array(swapped - baseline(vae, base.images, readout))
     rows = []
-    for factor, latent in assignment.items():
-        if latent is None:
+    for factor, chosen in assignment.items():
+        if chosen is None:
             continue
         for propagate in (False, True):
             truth = _array(readout(_counterfactual(data, base, source, factor, propagate)) - readout(base.images))
-            rows.append(_row(factor, latent, propagate, predicted, truth, seed))
+            rows.append(_row(factor, chosen, propagate, predicted, truth, seed))
     return InterchangeAccuracy(tuple(rows), tuple(f for f, k in assignment.items() if k is None), data.name)
 
 

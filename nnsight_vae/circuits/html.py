@@ -65,7 +65,7 @@ def _data(records: Records, graph: nx.DiGraph, thumbnails: Mapping[str, Any]) ->
     ranked = sorted(graph.edges, key=lambda edge: (-on_path[edge], -size[edge]))
     rank = {edge: i for i, edge in enumerate(ranked)}
     colours = factor_colours(graph.graph)
-    places = {None: None, **{factor: i for i, factor in enumerate(colours)}}
+    places: dict[str | None, int | None] = {None: None, **{factor: i for i, factor in enumerate(colours)}}
     edges = [
         (
             place[edge[0]],

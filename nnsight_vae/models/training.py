@@ -152,7 +152,8 @@ def train(
     config = {**settings, "history": run.history}
     if folder is not None:
         save_results(folder, module, config)
-    return Trained(module.to(memory_format=torch.contiguous_format).eval(), config)
+    module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return Trained(module.eval(), config)
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ def assert_truth_is_what_matters(known: KnownCircuit, layers: list, factor: str)
 @pytest.mark.parametrize(
     ("options", "factor"),
     [({}, "f0"), ({}, "f1"), ({"camouflage": False}, "f0"), ({"dag": CHAIN, "rotation": True}, "f0")],
-    ids=str,
+    ids=["f0", "f1", "plain", "rotated chain"],
 )
 def test_an_edge_of_a_glass_box_is_true_if_and_only_if_patching_it_does_something(options: dict, factor: str) -> None:
     assert_truth_is_what_matters(glass(**options), GLASS, factor)
@@ -300,7 +300,9 @@ def test_a_leak_gives_every_edge_an_effect_and_leaves_the_truth() -> None:
 DEEPEST = nx.DiGraph([(f"f{i}", f"f{i + 1}") for i in range(4)])  # each layer of the decoder has one edge to cross in
 
 
-@pytest.mark.parametrize(("seed", "dag"), [(0, None), (1, None), (2, None), (3, DEEPEST)], ids=str)
+@pytest.mark.parametrize(
+    ("seed", "dag"), [(0, None), (1, None), (2, None), (3, DEEPEST)], ids=["0", "1", "2", "deepest"]
+)
 def test_a_factor_reaches_the_pictures_of_what_it_causes_and_no_other_to_the_last_bit(
     seed: int, dag: nx.DiGraph | None
 ) -> None:

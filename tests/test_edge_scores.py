@@ -17,7 +17,7 @@ from wired import TRUE_EDGES, WiredVAE, wired_pairs
 from work import rows_run
 
 import nnsight_vae as nv
-from nnsight_vae.circuits import circuit_from, contributions, exact, pair_run, score_edges
+from nnsight_vae.circuits import baselines, circuit_from, contributions, exact, pair_run, score_edges
 from nnsight_vae.circuits.edges import EdgeScores
 from nnsight_vae.circuits.quadrature import gauss_legendre
 from nnsight_vae.circuits.wiring import Wiring
@@ -554,6 +554,14 @@ def test_correlation_of_channels_is_that_of_their_means() -> None:
     assert scores["encoder.0[1]", "encoder.2[4]"][0, 0] == pytest.approx(abs(np.corrcoef(one, other)[0, 1]), abs=1e-4)
 
 
+def test_what_varies_by_rounding_alone_correlates_with_nothing() -> None:
+    activity = torch.stack([torch.full((7,), 0.1), torch.arange(7.0), torch.zeros(7)], dim=1)
+    activity[3, 0] += 1e-9
+    unit = baselines._standardised(activity.double())
+    assert not unit[:, [0, 2]].any()
+    torch.testing.assert_close(unit[:, 1].norm(), torch.tensor(1.0, dtype=torch.float64))
+
+
 def test_baselines_are_beside_every_method_and_told_in_ranks(wired) -> None:
     scores = score_edges(*wired)
     for name in ("weight", "correlation"):
@@ -567,6 +575,8 @@ def test_baselines_are_beside_every_method_and_told_in_ranks(wired) -> None:
     assert row.top == 6
     top = set(np.argsort(-scores.beside["weight"][cut, 0], kind="stable")[:6])
     assert row.found == pytest.approx(expected_share(strength, top, 6), abs=0.01)
+    everything = np.abs(scores.mean()[:, 0])
+    assert rows["all", "weight"].spearman == pytest.approx(spearmanr(everything, scores.beside["weight"][:, 0])[0])
     assert rows["input -> enc", "random"][3:6] == (0.0, 6, 0.25)
     assert rows["factor:f -> input", "weight"].spearman is None
     assert "same for all edges" in rows["factor:f -> input", "weight"].reason

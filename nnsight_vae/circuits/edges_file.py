@@ -44,10 +44,10 @@ def _arrays(scores: EdgeScores, prefix: str) -> dict[str, np.ndarray]:
 
 def _from_arrays(arrays: dict[str, np.ndarray], prefix: str) -> EdgeScores:
     header = npz.read_header(arrays[f"{prefix}header"], _SCHEMA)
-    plain = {name: tuple(value) if isinstance(value := header[name], list) else value for name in _PLAIN}
+    fields: dict[str, Any] = {name: arrays.get(prefix + name) for name in _ARRAYS}
+    fields |= {name: tuple(value) if isinstance(value := header[name], list) else value for name in _PLAIN}
     return EdgeScores(
-        **{name: arrays.get(prefix + name) for name in _ARRAYS},
-        **plain,
+        **fields,
         sources=tuple(source for source, _ in header["edges"]),
         targets=tuple(target for _, target in header["edges"]),
         nodes=tuple(Node(**node) for node in header["nodes"]),

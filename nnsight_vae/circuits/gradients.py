@@ -7,6 +7,7 @@ it left out (`ig`), or along that of the inputs, all columns in one pass (`eap`,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -122,7 +123,7 @@ def _kept(run: PairRun, x: Tensor, paths: Sequence[str], readout: Readout) -> tu
         kept["readout"] = out
         return read(readout, out)
 
-    writes: dict[str, Write] = {path: lambda value, path=path: keep(path, value) for path in paths}
+    writes: dict[str, Write] = {path: partial(keep, path) for path in paths}
     writes["tap_input"] = lambda _: keep("tap_input", x).clone()  # what begins a graph cannot be written into
     values = run_from(run.base, None, _rows(run, x), writes, reading, run.wiring.reads)
     return values, [kept[path] for path in (*paths, "readout")]

@@ -48,7 +48,7 @@ def gauss_lobatto(nodes: int) -> Rule:
         [(0.0, 0.167), (0.5, 0.667), (1.0, 0.167)]
     """
     last = np.polynomial.Legendre.basis(nodes - 1)
-    inner = last.deriv().roots() if nodes > 2 else np.empty(0)
+    inner: np.ndarray = last.deriv().roots() if nodes > 2 else np.empty(0)
     positions = np.array([-1.0, *inner, 1.0])
     weights = 2 / (nodes * (nodes - 1) * last(positions) ** 2)
     return [(float(t), float(w)) for t, w in zip((positions + 1) / 2, weights / 2, strict=True)]

@@ -139,7 +139,8 @@ def score_edges(
         warn_if_effects_cancel(sheet.total, sheet.resolution, *pairs.cluster_ids)
     if len(sheet.parts) == 1:
         return scores
-    warn_if_directions_oppose(*sheet.parts.values(), *pairs.cluster_ids)
+    into_base, out_of_source = sheet.parts.values()
+    warn_if_directions_oppose(into_base, out_of_source, *pairs.cluster_ids)
     parts = {part: replace(scores, values=values, estimand=estimand_of(part)) for part, values in sheet.parts.items()}
     return replace(scores, parts=parts)
 

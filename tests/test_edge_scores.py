@@ -9,7 +9,7 @@ import networkx as nx
 import numpy as np
 import pytest
 import torch
-from literal_edges import HALVES, Literal, SmoothVAE, conv_layers, double, pairs_for
+from literal_edges import HALVES, LOBATTO, Literal, SmoothVAE, conv_layers, double, pairs_for
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 from vaes import MLPVAE, ConvVAE, images, seeded
@@ -166,6 +166,22 @@ def test_kinks_cost_plain_quadrature_more_nodes_and_calibration_closes_every_cut
     inner = [i for i, row in enumerate(few) if row.quadrature > 1e-2]
     assert inner
     assert all(many[i].quadrature < 0.5 * few[i].quadrature for i in inner)
+
+
+def test_the_gap_of_a_cut_is_what_plain_quadrature_is_off_by_there() -> None:
+    model = seeded(ConvVAE(), 5).double()
+    pairs = double(pairs_for(model, 3))
+    scores = score_edges(nv.VAE(model), pairs, HALVES, nodes=3)
+    literal = Literal(model, pairs, HALVES)
+    for path, cut in (("encoder.2", "encoder.0 -> encoder.2"), ("decoder.3", "decoder.2 -> decoder.3")):
+        (_, base), (_, source) = (literal.taken_and_given(x, path) for x in (pairs.base, pairs.source))
+        plain = -scores.total
+        for position, weight in zip(*LOBATTO[3], strict=True):
+            point = (base + position * (source - base)).requires_grad_()
+            for t, values in enumerate(literal.run(pairs.base, path, point).T):
+                (slope,) = torch.autograd.grad(values.sum(), point, retain_graph=True)
+                plain[t] += weight * (slope * (source - base)).flatten(1).sum(1).numpy()
+        np.testing.assert_allclose(scores.gaps[scores.cuts.index(cut)], plain, rtol=1e-6, atol=1e-9)
 
 
 def test_the_sample_path_keeps_its_noise_and_is_complete() -> None:

@@ -12,6 +12,7 @@ from nnsight_vae.circuits.heading import heading
 from nnsight_vae.circuits.layout import _crossings, column_labels, layered, short_label
 from nnsight_vae.circuits.prominence import on_paths, prominence, strongest, without_weak_edges
 from nnsight_vae.circuits.scene import scene
+from nnsight_vae.circuits.style import FACTORS, LOWERS, RAISES
 
 
 def test_layout_puts_layers_in_columns_and_long_edges_around_what_lies_between():
@@ -188,3 +189,29 @@ def test_the_heading_names_the_readouts_that_are_in_the_graph():
     graph = nx.DiGraph(pairs={"factor": "angle"}, total_effect={"angle": {}, "light": {}})
     graph.add_node("readout:angle", kind="readout")
     assert heading(graph)[0] == "angle → angle"
+
+
+# Machado, Oliveira and Fernandes 2009 (IEEE TVCG 15(6)), full severity: what is seen of linear RGB
+BLINDNESS = {
+    "none": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],
+}
+
+
+def seen(colour, blindness):
+    """CIELAB of a colour as it is seen."""
+    rgb = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    linear = np.clip(np.array(BLINDNESS[blindness]) @ linear, 0, 1)
+    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ linear
+    x, y, z = np.cbrt(np.clip(xyz / (0.9505, 1, 1.089), 1e-4, None))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("blindness", list(BLINDNESS))
+@pytest.mark.parametrize(("colours", "apart"), [((RAISES, LOWERS), 80), (FACTORS[:3], 50), (FACTORS, 20)])
+def test_signs_and_factors_are_told_apart_with_every_colour_blindness(blindness, colours, apart):
+    pairs = itertools.combinations([seen(colour, blindness) for colour in colours], 2)
+    assert min(np.linalg.norm(a - b) for a, b in pairs) > apart

@@ -16,7 +16,7 @@ from graphs import circuit
 from nnsight_vae import CircuitError
 from nnsight_vae.circuits.export import export
 from nnsight_vae.circuits.html import _asset
-from nnsight_vae.circuits.style import FILLS, LOWERS, RAISES
+from nnsight_vae.circuits.style import FACTORS, FILLS, LOWERS, RAISES
 
 
 def written(graph, tmp_path, **options):
@@ -177,6 +177,7 @@ def test_the_page_has_the_colours_of_every_other_picture():
     style = _asset("page.css")
     light = dict(re.findall(r"--([a-z]+): (#[0-9a-f]{6})", style[: style.index("@media")]))
     assert (light["raises"], light["lowers"]) == (RAISES, LOWERS)
+    assert tuple(re.findall(r"--factor-\d: (#[0-9a-f]{6})", style[: style.index("@media")])) == FACTORS
     assert {name: light[name] for name in FILLS} == FILLS
 
 

@@ -10,6 +10,7 @@ from graphs import circuit
 from pages import browser, layered_circuit, node, open_page, shown_edges, shown_nodes, slide
 
 from nnsight_vae.circuits.prominence import on_paths
+from nnsight_vae.circuits.style import FACTORS
 
 __all__ = ["browser", "open_page"]  # fixtures
 
@@ -143,6 +144,19 @@ def test_text_and_edges_stand_out_in_light_and_in_dark(open_page, scheme):
         assert contrast(colour(f".{look} text", "fill"), colour(f".{look} rect", "fill")) >= 4.5
     for sign in ("raises", "lowers"):
         assert contrast(colour(f".edge.{sign}", "stroke"), ground) >= 3
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_factor_stands_out_in_light_and_in_dark(open_page, scheme):
+    factors = [f"f{i}" for i in range(len(FACTORS))]
+    graph = nx.DiGraph(factors=factors)
+    for factor in factors:
+        graph.add_edge("a", factor, effect=1.0, factors={factor: 1.0})
+    page = open_page(graph, scheme=scheme)
+    ground = page.locator("body").evaluate("e => getComputedStyle(e).backgroundColor")
+    colours = page.evaluate("[...find('edges').children].map(p => getComputedStyle(p).stroke)")
+    assert len(set(colours)) == len(FACTORS)
+    assert min(contrast(colour, ground) for colour in colours) >= 3
 
 
 def test_pictures_stand_in_the_nodes_and_larger_in_the_details(open_page):

@@ -18,7 +18,7 @@ from nnsight_vae.circuits.png import data_uri
 from nnsight_vae.circuits.prominence import on_paths, prominence, strength
 from nnsight_vae.circuits.records import Records, attribute_names
 from nnsight_vae.circuits.scene import THICKEST, THINNEST, covers_zero, edge_parts, shorten
-from nnsight_vae.circuits.style import factor_colours, node_look
+from nnsight_vae.circuits.style import FACTORS, factor_colours, node_look
 
 _MOST_NODES, _MOST_EDGES = 60, 200  # shown at first; the slider shows the rest
 _HEIGHT, _HEIGHT_WITH_PICTURE = 26, 44  # pixels of a box
@@ -91,7 +91,7 @@ def _data(records: Records, graph: nx.DiGraph, thumbnails: Mapping[str, Any]) ->
         ],
         "edges": edges,
         **_edge_attributes([attributes[edge] for edge in ranked]),
-        "factors": [{"name": name, "colour": colour} for name, colour in colours.items()],
+        "factors": [{"name": name, "colour": FACTORS.index(colour)} for name, colour in colours.items()],
         "curve": _curve(graph.graph.get("curve")),
         "largest": max(drawn, default=0.0) or 1.0,
         "start": _first_shown(ranked),

@@ -8,7 +8,7 @@ from typing import Any
 RAISES, LOWERS, NEUTRAL = "#0b6cb8", "#d8600a", "#8a8f98"
 INK, FAINT = "#1b1f24", "#6b7280"
 # Of factors, where edges are coloured by factor: told apart with every common colour blindness, and none that means a sign
-FACTORS = ("#332288", "#d4a017", "#66bbee", "#c2185b", "#7a4a14", "#b0478f")
+FACTORS = ("#44998f", "#b58900", "#2d004b", "#6a51a3", "#7a4a14", "#c2185b")
 FILLS = {"end": "#fbf0d3", "latent": "#e4e7f7", "unit": "#eef2f6", "image": "#f5f5f4"}
 _LOOKS = {
     "factor": "end",
@@ -48,7 +48,7 @@ def factor_colours(graph_attributes: Mapping[str, Any]) -> dict[str, str]:
 
     Example:
         >>> factor_colours({"factors": ["angle", "light"]})
-        {'angle': '#332288', 'light': '#d4a017'}
+        {'angle': '#44998f', 'light': '#b58900'}
     """
     factors = graph_attributes.get("factors")
     if not isinstance(factors, (list, tuple)) or len(factors) < 2:

@@ -167,6 +167,7 @@ function draw() {
   Object.assign(state, {shown, visible, items});
   emphasise();
 }
+const colourOf = factor => `var(--factor-${factor.colour})`;
 function drawEdge(edge, columns) {
   const [source, target] = [nodes[edge.source], nodes[edge.target]], side = Math.sign(target.column - source.column) || 1;
   const passed = stopsOf(edge).slice(1, -1).map(key => columns.centres[+key.split("@")[1]]);
@@ -179,7 +180,7 @@ function drawEdge(edge, columns) {
     const sign = part.value > 0 ? " raises" : part.value < 0 ? " lowers" : "";
     const path = make("path", {class: `edge${part.factor === null ? sign : ""}${edge.uncertain ? " uncertain" : ""}`,
       d: curve(edge, beside + widths[i] / 2), "stroke-width": widths[i].toFixed(2)});
-    if (part.factor !== null) path.style.stroke = data.factors[part.factor].colour;
+    if (part.factor !== null) path.style.stroke = colourOf(data.factors[part.factor]);
     path.dataset.edge = edge.index;
     beside += widths[i];
     return path;

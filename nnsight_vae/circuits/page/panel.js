@@ -170,7 +170,7 @@ function key() {
   const parts = [], values = edges.flatMap(edge => edge.parts.map(part => part.value || 0));
   data.factors.forEach((factor, i) => {
     const button = make("button", {type: "button", "aria-pressed": "true"});
-    button.append(line(3, factor.colour), factor.name);
+    button.append(line(3, colourOf(factor)), factor.name);
     button.addEventListener("click", () => {
       state.hidden.has(i) ? state.hidden.delete(i) : state.hidden.add(i);
       button.setAttribute("aria-pressed", String(!state.hidden.has(i)));

@@ -67,15 +67,15 @@ class Sheet:
         flat = FlatPairs(readout, scoring.variant) if scoring.by_gradient else None
         stops = np.cumsum([len(some) for some in wanted])
         for rows, run in pair_runs(vae, pairs, wiring):
-            sheet.total[:, rows] = total_effect(run, readout).cpu()
+            sheet.total[:, rows] = total_effect(run, readout).detach().cpu()
             sheet.resolution = np.maximum(sheet.resolution, resolution_of(run, readout))
             activity.add(run)
             for part, values in sheet.parts.items() if scoring.method not in BASELINES else ():
                 scored = scoring.scores(part, run, readout, cuts, wanted, flat, advance)
                 for i, of_cut in zip(reversed(range(len(cuts))), scored, strict=True):
-                    values[stops[i] - len(wanted[i]) : stops[i], :, rows] = of_cut.values.cpu()
-                    sheet.gaps[i, :, rows] = of_cut.gap.cpu()
-                    sheet.bypass[i, :, rows] = of_cut.bypass.cpu()
+                    values[stops[i] - len(wanted[i]) : stops[i], :, rows] = of_cut.values.detach().cpu()
+                    sheet.gaps[i, :, rows] = of_cut.gap.detach().cpu()
+                    sheet.bypass[i, :, rows] = of_cut.bypass.detach().cpu()
         if flat is not None:
             flat.report()
         asked = np.concatenate([some + start for some, start in zip(wanted, _starts(cuts), strict=True)])

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nnsight_vae.circuits.contributions import apply, port_axis, with_bias
+from nnsight_vae.circuits.contributions import Linear, apply, port_axis, with_bias
 from nnsight_vae.circuits.local_maps import NODES, Part, State, moved_alone, parts_between
 from nnsight_vae.circuits.nodes import Route
 from nnsight_vae.circuits.wiring import Wiring
@@ -112,15 +112,22 @@ def _run(vae: VAE, x: Tensor, eps: Tensor | None, wiring: Wiring) -> tuple[Clean
     return run, (*(kept[path] for path in readers), run.outputs[layout.paths[wiring.reads]])
 
 
+def _is_made_by(layer: Linear, taken: Tensor, given: Tensor) -> bool:
+    """Whether an output is what the layer's weight and bias make of an input."""
+    try:
+        computed = with_bias(layer, apply(layer, taken))
+    except RuntimeError:  # the input does not even fit: the layer pads or reshapes it on its own
+        return False
+    close = _EXACT * float(given.abs().max())
+    return computed.shape == given.shape and torch.allclose(computed, given, rtol=_EXACT, atol=close)
+
+
 def _check_layers(run: PairRun) -> None:
     for taken, column in zip(run.base_inputs, run.wiring.columns, strict=False):
         if column.layer is None:
             continue
         given = run.base.outputs[column.path][:_CHECKED]
-        computed = with_bias(column.layer, apply(column.layer, taken[:_CHECKED]))
-        if computed.shape != given.shape or not torch.allclose(
-            computed, given, rtol=_EXACT, atol=_EXACT * float(given.abs().max())
-        ):
+        if not _is_made_by(column.layer, taken[:_CHECKED], given):
             raise CircuitError(
                 f"the output of {column.path.removeprefix('model.')!r} is not what a {type(column.layer).__name__} makes of its input "
                 "with this weight and bias (an overridden forward, or a hook), so its edges cannot be told apart."

@@ -190,6 +190,22 @@ def test_mass_keeps_the_strongest_edges_of_each_cut_or_nodes_of_each_layer(wired
     assert ("input[0]", "enc[1]") in chosen(scores, Mass(0.7144, level="nodes"))
 
 
+def test_a_node_is_as_strong_as_what_comes_into_it() -> None:
+    scores = side_by_side(np.outer([0.5, 0.6], np.ones(8)), np.ones(8))
+    scores = with_values(scores, ("factor:f", "a[1]"), 0.1)
+    assert chosen(scores, Mass(0.6, level="nodes")) == {("factor:f", "a[0]"), ("a[0]", "b[0]"), ("b[0]", "readout:r")}
+
+
+def test_an_edge_speaks_of_a_target_whose_circuit_it_is_in(wired) -> None:
+    vae, pairs, _ = wired
+    scores = score_edges(vae, pairs, Pixels((4,))[["pixel[0]", "pixel[2]"]])
+    edge = ("input[0]", "enc[1]")
+    row = list(zip(scores.sources, scores.targets, strict=True)).index(edge)
+    scores.values[row, 1] = 1e4 * np.where(np.arange(30) % 2, 5.0, -4.8)  # larger, but it could be chance
+    data = circuit_from(scores, FDR(), resamples=0).edges[edge]
+    assert (data["readout"], list(data["effects"])) == ("pixel[0]", ["pixel[0]"])
+
+
 @pytest.mark.parametrize(
     ("edge", "also"),
     [(("input[0]", "enc[1]"), ("enc[1]", "latent.z[0]")), (("dec[1]", "output[0]"), ("latent.z[0]", "dec[1]"))],
@@ -600,6 +616,26 @@ def test_pruning_keeps_both_routes_of_the_wired_model_until_they_may_go(wired) -
         assert set(circuit.edges) == {edge for edge in TRUE_EDGES if not gone & set(edge)}
 
 
+def test_what_the_last_step_strands_goes_too() -> None:
+    """Four routes of equal worth; two fifths of the effect may go, one route in four is all that fits."""
+    scores = side_by_side(np.ones((4, 3)), np.ones(3))
+    paths = Paths.of(scores)
+
+    class Routes:
+        paths = Paths.of(scores)
+
+        def worth(self, kept: np.ndarray, t: int, weights: np.ndarray) -> np.ndarray:
+            return np.where(kept, np.arange(12.0) + 1, 0.0)
+
+        def deviation(self, kept: np.ndarray, t: int, weights: np.ndarray) -> float:
+            return 1 - kept.reshape(3, 4).all(axis=0).mean()
+
+    kept, note = Prune(0.4, step=0.5).trim(Routes(), np.ones(12, dtype=bool), 0, np.ones(3))  # type: ignore[arg-type]
+    assert kept.reshape(3, 4).tolist() == [[False, True, True, True]] * 3
+    assert (note["deviation"], note["looks"]) == (0.25, 1)
+    assert (paths.on_paths_to(kept, 0) == kept).all()
+
+
 def test_what_goes_too_far_in_one_pair_does_not_make_up_for_another() -> None:
     vae, pairs, readout = tiny()
     trials = Trials(EdgeSets.of(vae, pairs, readout), score_edges(vae, pairs, readout))
@@ -642,8 +678,8 @@ def test_the_bound_becomes_clopper_pearson_where_there_is_no_end_of_edges() -> N
 
 
 def test_the_bounds_of_a_screen_are_about_what_was_never_patched() -> None:
-    screened, sampled = np.array([0.9, 0.5, 0.4, 0.3]), np.array([0.6, 0.45, 0.1])
-    note = Screen(0.1, confidence=0.9).bounds(screened, sampled, np.array([True, False, True, False]), 50)
+    screened, sampled = np.array([0.9, 0.5, 0.45, 0.4]), np.array([0.6, 0.45, 0.1])
+    note = Screen(0.1, confidence=0.9).bounds(screened, sampled, np.array([True, False, False, True]), 50)
     assert note == {
         "n_screened": 4, "n_sampled": 3, "n_never_patched": 43, "confidence": 0.9, "weakest": 0.4,
         "sampled_above": 2, "missed_above": missed_at_most(46, 3, 2, 0.9),
@@ -669,7 +705,7 @@ def test_a_screen_s_effects_are_exact_and_what_it_missed_is_within_its_bounds() 
     vae, pairs, readout = conv_case()
     exact = score_edges(vae, pairs, readout, method="exact")
     effect = dict(zip(zip(exact.sources, exact.targets, strict=True), exact.mean()[:, 0], strict=True))
-    broken = 0
+    attributed, broken = score_edges(vae, pairs, readout, method="eap"), 0
     for seed in range(3):
         select = Screen(0.1, TopK(60, among=FDR(0.5, 0.0)), sample=30, confidence=0.9)
         circuit = extract_circuit(vae, pairs, readout, select=select, seed=seed, method="eap", resamples=0)
@@ -677,7 +713,7 @@ def test_a_screen_s_effects_are_exact_and_what_it_missed_is_within_its_bounds() 
         for a, b, data in circuit.edges(data=True):
             assert data["effect"] == pytest.approx(effect[a, b], rel=1e-3, abs=1e-6)
         assert (circuit.graph["method"], circuit.graph["n_candidates"]) == ("exact", len(exact))
-        screened, sampled = select.chosen(score_edges(vae, pairs, readout, method="eap"), seed)
+        screened, sampled = select.chosen(attributed, seed)
         assert (note["n_screened"], note["n_sampled"]) == (len(screened), len(sampled))
         assert not set(screened) & set(sampled)
         rest = np.setdiff1d(np.arange(len(exact)), np.concatenate([screened, sampled]))
@@ -689,6 +725,20 @@ def test_a_screen_s_effects_are_exact_and_what_it_missed_is_within_its_bounds() 
             assert note["sampled_above"] == (size[sampled] > note["weakest"]).sum()
             broken += (size[rest] > note["weakest"]).sum() > note["missed_above"]
     assert broken <= 1
+
+
+def test_a_screen_takes_what_is_largest_anywhere_and_what_is_largest_in_its_cut() -> None:
+    rng = np.random.default_rng(7)
+    scores = side_by_side(0.01 * rng.random((20, 4)), np.ones(4))
+    attributed = replace(scores, values=scores.values * np.linspace(1, 2, 60)[:, None, None])
+    screened, sampled = Screen(0.2, sample=7).chosen(attributed, 0)
+    size = np.abs(attributed.mean()[:, 0])
+    assert len(screened) == 12
+    assert size.argmax() in screened  # of all; those of the middle cut are a hundredth of it
+    assert 20 + size[20:40].argmax() in screened
+    assert len(set(sampled)) == 7
+    assert not set(sampled) & set(screened)
+    assert set(Screen(0.2, sample=7).chosen(attributed, 1)[1]) != set(sampled)
 
 
 def test_what_the_sample_finds_joins_the_circuit_but_does_not_move_its_own_threshold(wired) -> None:

@@ -16,7 +16,7 @@ from nnsight_vae.errors import CircuitError
 
 @dataclass(frozen=True)
 class Screen:
-    """Edges whose scores are largest are patched one by one, and a rule selects among them by these exact effects.
+    """Edges whose scores stand out are patched one by one, and a rule selects among them by these exact effects.
 
     The sample is patched too: of the edges not screened it is drawn at random, so it bounds, whatever the errors of attribution,
     how many of those never patched exceed the weakest screened edge in the circuit (`missed_at_most`), and how many the largest
@@ -40,7 +40,7 @@ class Screen:
         200
     """
 
-    share: float = 0.05
+    share: float = 0.07
     then: Rule = field(default=FDR())
     sample: int = 200
     confidence: float = 0.95
@@ -57,16 +57,24 @@ class Screen:
             )
 
     def chosen(self, scores: EdgeScores, seed: int) -> tuple[Int[np.ndarray, " screened"], Int[np.ndarray, " sampled"]]:
-        """The edges to verify, the largest |mean score| as a share of the total effect first; and the sample of the others.
+        """The edges to verify: those that stand first by |mean score| as a share of the total effect, or relative to their cut.
+
+        The first order holds what is largest, the second what paths need where a layer is wide. With several targets an edge
+        stands where it stands best.
 
         Args:
             scores: of all edges.
             seed: of the sample.
+
+        Returns: positions of the edges to verify, and of the sample of the others.
         """
-        total = np.abs(scores.total.mean(axis=1))
-        live = total > scores.resolution
-        size = np.abs(scores.mean()) / np.where(live, total, np.inf)
-        order = np.argsort(-size.max(axis=1), kind="stable")
+        mean, total = np.abs(scores.mean()), np.abs(scores.total.mean(axis=1))
+        share = mean / np.where(total > scores.resolution, total, np.inf)
+        largest = np.zeros((len(scores.cuts), share.shape[1]))
+        np.maximum.at(largest, scores.cut_of, share)
+        within = np.divide(share, largest[scores.cut_of], out=np.zeros_like(share), where=share > 0)
+        places = [np.argsort(np.argsort(-size.max(axis=1), kind="stable")) for size in (share, within)]
+        order = np.argsort(np.minimum(*places), kind="stable")
         n_screened = int(np.ceil(self.share * len(order)))
         rest = np.sort(order[n_screened:])
         sampled = np.random.default_rng(seed).choice(rest, min(self.sample, len(rest)), replace=False)

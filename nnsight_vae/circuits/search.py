@@ -47,7 +47,7 @@ def extract_circuit(
     - `TopK(200)`: the strongest 200 edges.
     - `FDR(q=.05, min_share=.001)`: edges that carry more than 0.1 % of the total effect, at a false discovery rate.
     - `Greedy(tau=.01)`: ACDC, one forward pass an edge.
-    - `Screen(.05)`: scores screen, patching one by one verifies, and a random sample bounds what that may have missed.
+    - `Screen(.07)`: scores screen, patching one by one verifies, and a random sample bounds what that may have missed.
 
     Args:
         vae: the model.

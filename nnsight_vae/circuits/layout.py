@@ -230,7 +230,9 @@ def _rows(columns: Sequence[Sequence[Any]], left: _Neighbours, right: _Neighbour
     return row
 
 
-def _centre(neighbours: Sequence[tuple[Any, float]], place: Mapping[Any, int | float], otherwise: int | float) -> float:
+def _centre(
+    neighbours: Sequence[tuple[Any, float]], place: Mapping[Any, int | float], otherwise: int | float
+) -> int | float:
     """Where the neighbours are, on average, each with the weight of its edge."""
     weight = sum(pull for _, pull in neighbours)
     return sum(place[item] * pull for item, pull in neighbours) / weight if neighbours else otherwise

@@ -169,6 +169,45 @@ class FarGateVAE(LayerNormVAE):
         return self.last(torch.cat([h, F.relu(h[:, :1] - 1e5)], 1))
 
 
+class NamesVAE(LayerNormVAE):
+    """Latents that a norm mixes or that two layers add up to; outputs of which a layer gives some and another the rest."""
+
+    def __init__(self, moments: str) -> None:
+        super().__init__()
+        self.moments = moments
+        self.one, self.other, self.norm = nn.Linear(10, 2), nn.Linear(10, 2), nn.LayerNorm(2)
+        self.encoder, self.first, self.last = nn.Linear(10, 2), nn.Linear(2, 4), nn.Linear(4, 7)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mu = self.norm(self.one(x)) if self.moments == "mixed" else self.one(x) + self.other(x)
+        return mu, self.encoder(x)
+
+    def decode(self, z: Tensor) -> Tensor:
+        h = self.first(z)
+        return torch.cat([h[:, :3], self.last(torch.tanh(h))], 1)
+
+
+class GroupedHeadVAE(nn.Module):
+    """A packed head of two groups: mu is made from one half of the channels, logvar from the other."""
+
+    image = (1, 4, 4)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head, self.out = (
+            nn.Conv2d(1, 4, 2, 2),
+            nn.Conv2d(4, 4, 1, groups=2),
+            nn.ConvTranspose2d(2, 1, 2, 2),
+        )
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mu, logvar = self.head(torch.tanh(self.stem(x))).chunk(2, 1)
+        return mu, logvar
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.out(z)
+
+
 class ShutVAE(LayerNormVAE):
     """Gates that are shut but for extreme inputs; and a head for logvar that is deep and calls one layer twice."""
 

@@ -12,7 +12,9 @@ from branching_vaes import (
     FarGateVAE,
     GatedResidualVAE,
     GatesBeforeAdditionVAE,
+    GroupedHeadVAE,
     LayerNormVAE,
+    NamesVAE,
     ShutVAE,
     TwiceVAE,
     branching_vaes,
@@ -23,10 +25,11 @@ from vaes import MLPVAE, ConvVAE, ResidualVAE, images, seeded
 
 import nnsight_vae as nv
 from nnsight_vae.circuits import score_edges
+from nnsight_vae.circuits.contraction import contracted
 from nnsight_vae.circuits.contributions import port_axis
 from nnsight_vae.circuits.cuts import Cut, cuts_of, nodes_of
 from nnsight_vae.circuits.pair_run import PairRun, pair_runs
-from nnsight_vae.circuits.partial import run_with
+from nnsight_vae.circuits.partial import reached_with, run_with
 from nnsight_vae.circuits.rest import Rest
 from nnsight_vae.circuits.wiring import Wiring
 from nnsight_vae.errors import CircuitError
@@ -150,6 +153,47 @@ def test_edges_skip_levels_and_cuts_say_what_goes_past_them() -> None:
     assert [cut.bypassed for cut in cuts][1:3] == [("input[0]",)] * 2
     assert [bool(cut.bypassed) for cut in cuts] == [False, True, True, False, False, True, False, False]
     assert all(a.layer < b.layer for cut in cuts for a, b in ((cut.sources[s], cut.targets[t]) for s, t in cut.ends))
+
+
+@pytest.mark.parametrize("moments", ["mixed", "added"])
+def test_units_are_called_latents_only_where_they_are_one_for_one(moments: str) -> None:
+    vae, pairs = pairs_for(seeded(NamesVAE(moments), 1))
+    wiring = Wiring.of(vae, pairs.base)
+    names = [node.id for column in wiring.columns for node in column.nodes if node.stage == "encoder"]
+    assert names == [f"{path}[{i}]" for path in (["one"] if moments == "mixed" else ["one", "other"]) for i in range(2)]
+
+
+def test_a_model_that_does_not_look_at_its_input_is_refused() -> None:
+    class Blind(LayerNormVAE):
+        def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return super().encode(torch.ones_like(x))
+
+    vae, pairs = pairs_for(seeded(Blind()))
+    with pytest.raises(CircuitError, match="seen to change with the input"):
+        Wiring.of(vae, pairs.base)
+
+
+def test_units_that_the_readout_does_not_see_have_no_edge_into_it() -> None:
+    vae, pairs = pairs_for(seeded(NamesVAE("added"), 1))
+    last = cuts_of(Wiring.of(vae, pairs.base), "f", ["r"])[-1]
+    seen = [last.sources[s].id for s, _ in last.ends]
+    assert seen == [f"first[{i}]" for i in range(3)] + [f"last[{i}]" for i in range(7)]
+    assert [node.id for node in last.sources if node.id not in seen] == ["first[3]"]
+
+
+def test_units_without_a_node_lend_their_edges_to_no_other() -> None:
+    vae, pairs = pairs_for(seeded(GroupedHeadVAE(), 1))
+    cuts = {cut.name: cut for cut in cuts_of(Wiring.of(vae, pairs.base), "f", ["r"])}
+    cut = cuts["stem -> latent.z"]
+    assert {cut.sources[s].index for s, _ in cut.ends} == {0, 1}
+    assert len(cut) == 4
+
+
+def test_noise_that_is_0_for_the_example_hides_no_logvar() -> None:
+    vae, pairs = pairs_for(seeded(LayerNormVAE(), 2), sampled=True)
+    pairs.eps[0] = 0
+    columns = Wiring.of(vae, pairs.base, pairs.eps).columns
+    assert [node.id for node in columns[2].nodes][2:] == ["latent.logvar[0]", "latent.logvar[1]"]
 
 
 def test_a_level_is_the_longest_way_from_the_input() -> None:
@@ -555,6 +599,64 @@ def test_any_edge_set_of_a_residual_net_equals_a_literal_masked_forward() -> Non
         fast = run_with(vae, run, cuts, kept, readout)
     assert 0.3 < sum(map(torch.Tensor.sum, kept)) / sum(map(len, kept)) < 0.9
     torch.testing.assert_close(fast, torch.stack(columns, dim=1), rtol=1e-9, atol=1e-12)
+
+
+def nodes_shares(run: PairRun, reader: int) -> dict[int, Tensor]:
+    """What each node of a reader's only parent adds to what it takes in."""
+    found = {}
+    for part in run.parts(reader):
+        for node in part.owners[part.owners >= 0].unique().tolist():
+            found[node] = masked(part._replace(owners=torch.where(part.owners == node, node, -1)), run, reader)
+    return found
+
+
+@pytest.mark.parametrize(("name", "reader"), [("LayerNorm", "decoder.3"), ("GroupNorm", "conv2")])
+def test_edges_out_of_a_mixing_map_carry_their_nodes_shares(name: str, reader: str) -> None:
+    model = MODELS[name].eval()
+    vae, pairs = pairs_for(model)
+    wiring, run = the_run(vae, pairs)
+    readout = readout_of(vae)
+    at = position(wiring, reader)
+    cuts = cuts_of(wiring, "f", readout.names)
+    c = next(c for c, cut in enumerate(cuts) if cut.readers == (at,))
+    layer = dict(model.named_modules())[reader]
+    given = run.base.outputs[f"model.{reader}"]
+    gradient = torch.randn(given.shape, generator=torch.Generator().manual_seed(1)).double()
+    generator = torch.Generator().manual_seed(2)
+    chosen = torch.rand(len(cuts[c]), generator=generator) < 0.5
+    shares, total = nodes_shares(run, at), given.clone()
+    fast = contracted(run, cuts[c], [[gradient]])
+    with torch.no_grad():
+        for edge, (u, v) in enumerate(cuts[c].ends.tolist()):
+            arriving = (layer(shares[u]) - layer(torch.zeros_like(shares[u])))[:, v]
+            torch.testing.assert_close(fast[edge, 0], (arriving * gradient[:, v]).reshape(len(run), -1).sum(1))
+            if chosen[edge]:
+                total[:, v] += arriving
+        kept = kept_everywhere(cuts, True)
+        kept[c] = chosen
+        reached = reached_with(vae, run, cuts, kept, [reader])[reader]
+    torch.testing.assert_close(reached, total, rtol=1e-9, atol=1e-12)
+
+
+def test_units_of_no_node_give_what_they_give_in_the_run() -> None:
+    vae, pairs = pairs_for(MODELS["LayerNorm"])
+    wiring, run = the_run(vae, pairs)
+    cuts = cuts_of(wiring, "f", ["r"])
+    with torch.no_grad():
+        reached = reached_with(vae, run, cuts, kept_everywhere(cuts, True), ["latent.logvar"])["latent.logvar"]
+    torch.testing.assert_close(reached, run.source.outputs["latent.logvar"], rtol=1e-9, atol=1e-12)
+
+
+def test_weights_are_1_where_what_is_read_is_handed_on() -> None:
+    vae, pairs = pairs_for(MODELS["LayerNorm"], sampled=True)
+    scores = score_edges(vae, pairs, readout_of(vae), method="weight")
+    values = scores.values[scores.cut_of == scores.cuts.index("latent.mu + latent.logvar -> latent.z")]
+    assert values.shape[0] == 4
+    assert (values == 1).all()
+    weight = MODELS["LayerNorm"].encoder[3].weight
+    for u, v in ((0, 1), (5, 0)):  # the norm mixes all of what the layer reads
+        edge = list(zip(scores.sources, scores.targets, strict=True)).index((f"encoder.0[{u}]", f"latent.mu[{v}]"))
+        assert scores.values[edge, 0, 0] == pytest.approx(float(weight[v].detach().norm()), rel=1e-6)
 
 
 @pytest.mark.parametrize("name", ["GatedResidual", "Attention"])

@@ -57,10 +57,10 @@ class Prober:
         def poke(value: Tensor) -> Tensor:
             noise = _noise(value)
             far = _FAR * max(1.0, float(value.abs().max()))
-            return torch.stack([value[0], value[0] + far, value[0] - far, noise, far * noise])
+            return torch.stack([value[0], value[0] + far, value[0] - far, noise, -noise, far * noise, -far * noise])
 
         later = [r for r, f in self.readers.items() if f.started > self.sources[path].finished]
-        heard = self._hear(self.x.expand(5, *self.x.shape[1:]), self._held(path, poke), inputs=later)
+        heard = self._hear(self.x.expand(7, *self.x.shape[1:]), self._held(path, poke), inputs=later)
         return [reader for reader in later if bool(_differs(heard[reader][1:], heard[reader][:1]).any())]
 
     def reach(

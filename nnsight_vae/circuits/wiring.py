@@ -73,12 +73,14 @@ class Wiring:
     def _found(cls, vae: VAE, x: Tensor, eps: Tensor | None, reads: str) -> Wiring:
         prober = Prober(vae, vae.checked(x)[:1], None if eps is None else eps[:1], reads)
         read_by = _readers(prober)
+        _refuse_opaque(prober, read_by)
         if set(read_by) <= {"tap_input"}:
             raise CircuitError(
                 f"no linear layer (Linear, Conv, ConvTranspose) that is called once lies between input and {reads!r}, "
                 "or none of them affects it, so there are no edges to score."
             )
-        _refuse_opaque(prober, read_by)
+        if "tap_input" not in read_by:
+            raise CircuitError(f"nothing that any layer before {reads!r} takes in was seen to change with the input.")
         depths = _depths(prober, read_by)
         paths = sorted(read_by, key=lambda path: (depths[path], prober.sources[path].started))
         reaches = {path: dict(zip(read_by[path], prober.reach(path, read_by[path]), strict=True)) for path in paths}
@@ -146,7 +148,8 @@ def _refuse_opaque(prober: Prober, read_by: Mapping[str, Sequence[str]]) -> None
     Raises:
         CircuitError: names the layer.
     """
-    readers = sorted({r for readers in read_by.values() for r in readers}, key=lambda r: prober.readers[r].started)
+    heard = {prober.end.path, *(reader for readers in read_by.values() for reader in readers)}
+    readers = sorted(heard, key=lambda r: prober.readers[r].started)
     for firing in prober.opaque:
         if prober.matters(firing, readers):
             how = f"is called {firing.calls} times" if firing.calls > 1 else f"returns {firing.returned}"

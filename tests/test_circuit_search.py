@@ -881,7 +881,9 @@ def test_pairs_that_do_nothing_have_no_circuit(wired) -> None:
 def test_pairs_that_share_bases_are_resampled_and_tested_by_base(wired) -> None:
     vae, pairs, readout = wired
     grouped = replace(pairs, groups=torch.arange(30) // 6)  # five clusters: p is 1/16 at least
-    assert len(extract_circuit(vae, grouped, readout, select=FDR())) == 0
+    nothing = extract_circuit(vae, grouped, readout, select=FDR())
+    assert len(nothing) == 0
+    assert "few independent pairs" in nothing.graph["selection"]["targets"]["pixel[0]"]["reason"]
     crossed = Pairs.crossed(pairs.base[:6], pairs.source[6:12], factor="f")
     for before, after in pairwise([FDR(), TopK(10), Prune()]):
         one, two = (extract_circuit(vae, crossed, readout, select=s, resamples=3) for s in (before, after))

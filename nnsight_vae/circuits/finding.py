@@ -32,6 +32,7 @@ Progress = Callable[[int, int], None]
 
 _RESAMPLES = 100  # of selection by scores, where each takes a fraction of a second
 _NO_PATH = "the edges that were chosen form no path from the factor to this readout: choose more (a wide layer spreads the effect)"
+_NO_EDGE = "no edge passes the test; few independent pairs (clusters) cannot tell one from chance among so many"
 _ANY = FDR(min_share=0.0)  # the test of edges that were not selected by one
 
 
@@ -138,7 +139,7 @@ def _record(
     targets = {
         name: {"n_edges": int(kept[:, t].sum())}
         | notes.get(name, {})
-        | ({} if kept[:, t].any() else {"reason": _NO_PATH})
+        | ({} if kept[:, t].any() else {"reason": _NO_PATH if n_significant else _NO_EDGE})
         for t, name in enumerate(evidence.scores.readouts)
         if name not in evidence.left_out
     }

@@ -455,5 +455,10 @@ def test_what_may_not_be_downloaded_says_where_it_is_had(name):
 def test_options_of_benchmarks_are_refused_elsewhere(tmp_path):
     with pytest.raises(DataError, match="path, size can be given for published benchmarks only"):
         datasets.load("digits", path=tmp_path, size=3)
+    with pytest.raises(DataError, match="dsprites takes path, cache, progress; got size"):
+        datasets.load("dsprites", path=tmp_path / "nothing.npz", size=3)
+    for name in ("small_norb", "celeba", "causal3dident"):
+        with pytest.raises(DataError, match=f"{name}: size=0, expected a whole number of pixels"):
+            datasets.load(name, path=tmp_path, size=0)
     with pytest.raises(DataError, match=r"no file .*nothing\.npz\. Its official address is https"):
         datasets.load("dsprites", path=tmp_path / "nothing.npz")

@@ -246,6 +246,11 @@ def test_options_that_do_not_fit_are_refused():
         (lambda: metrics.factor_vae_score(lambda n, k, rng: np.zeros((1, 2)), 2), "the sampler returned"),
         (lambda: metrics.factor_vae_score(metrics.grid_sampler(codes, FACTORS), 2, batch=0), "batch"),
         (lambda: metrics.support_distance(np.zeros((5, 2))), "constant"),
+        (lambda: metrics.support_distance(codes, draws=0), "draws=0"),
+        (lambda: metrics.total_correlation(codes[:, 0]), "expected numbers with one row an example"),
+        (lambda: metrics.mig(codes, FACTORS, bins=0), "bins=0"),
+        (lambda: metrics.modularity(codes, FACTORS, bins=2.5), "bins=2.5"),
+        (lambda: metrics.grid_sampler(codes, FACTORS[:-1]), "codes have 192 rows and factors 191"),
     ):
         with pytest.raises(DataError, match=message):
             call()
@@ -279,4 +284,8 @@ def test_a_model_is_measured_on_observational_and_on_independent_factors():
     assert direct.value == pytest.approx(table.scores["mcc", "observational"].value, abs=1e-6)
     with pytest.raises(DataError, match="expected some of mig"):
         metrics.disentanglement(vae, data, metrics=["elbo"])
+    with pytest.raises(DataError, match="got a Tensor where a data set belongs"):
+        metrics.disentanglement(vae, data.sample(3).images)
+    with pytest.raises(nv.AdapterError, match="wrap it first"):
+        metrics.disentanglement(vae.module, data)
     assert isinstance(codes, torch.Tensor)

@@ -691,6 +691,28 @@ def test_a_readout_that_is_not_finite_is_refused_with_the_edge(wired) -> None:
         score_edges(vae, pairs, Broken(), method="exact", direction="denoising")
 
 
+class RootAtZero:
+    """Finite everywhere, with an infinite slope where the pixel is its value in the base run."""
+
+    names = ("root",)
+
+    def __init__(self, base: Tensor) -> None:
+        self.base = base
+
+    def __call__(self, reconstruction: Tensor) -> Tensor:
+        return torch.sqrt((reconstruction[:, :1] - self.base[0, 0]).abs())
+
+
+def test_a_gradient_that_is_not_finite_is_told_from_a_readout_that_is_not(wired) -> None:
+    vae, pairs, _ = wired
+    with torch.no_grad():
+        readout = RootAtZero(vae(pairs.base))
+    with pytest.raises(ReadoutError, match=r"has no finite gradient there .*: method='exact' needs none"):
+        score_edges(vae, pairs, readout, method="eap")
+    with pytest.raises(ReadoutError, match="read something that stays finite"):
+        score_edges(vae, pairs, Broken(), method="exact", direction="denoising")
+
+
 @pytest.mark.parametrize("options", [{}, {"method": "exact", "direction": "both", "edges": [("input[0]", "enc[1]")]}])
 def test_scores_survive_their_file(wired, tmp_path, options: dict) -> None:
     vae, pairs, readout = wired

@@ -22,6 +22,7 @@ from nnsight_vae.circuits.edge_sets import EdgeSets, Readings
 from nnsight_vae.circuits.generative import generative_scores
 from nnsight_vae.errors import CircuitError, DataError
 from nnsight_vae.pairs import Pairs
+from nnsight_vae.posterior import Laplace, Posterior
 from nnsight_vae.readouts import Latents, Pixels
 from nnsight_vae.stats.intervals import bootstrap_ratio_interval
 
@@ -441,6 +442,32 @@ def test_a_readout_of_the_latent_makes_no_image(conv) -> None:
     assert found.mse is None
     assert list(found.unexplained) == ["latent"]
     np.testing.assert_array_equal(found.kl, found.kl_nothing)
+
+
+class PointVAE(nn.Module):
+    """States a value and no spread, or a Laplace."""
+
+    def __init__(self, law: str) -> None:
+        super().__init__()
+        self.law, self.enc, self.dec = law, nn.Linear(4, 3), nn.Linear(3, 4)
+
+    def encode(self, x):
+        mu = self.enc(x.flatten(1))
+        return Posterior.point(mu) if self.law == "point" else Laplace(mu, torch.zeros_like(mu))
+
+    def decode(self, z):
+        return self.dec(z).view(-1, 1, 2, 2)
+
+
+@pytest.mark.parametrize("law", ["point", "laplace"])
+def test_posteriors_that_are_no_gaussians_with_a_spread_have_no_divergence(law: str) -> None:
+    vae = nv.VAE(seeded(PointVAE(law)), example=torch.zeros(1, 1, 2, 2))
+    pairs = Pairs(torch.zeros(6, 1, 2, 2), torch.rand(6, 1, 2, 2), factor="f")
+    sets = EdgeSets.of(vae, pairs, Pixels((1, 2, 2)))
+    made = generative_scores(sets, np.zeros(len(sets.edges), dtype=bool))
+    assert made.kl is None
+    assert made.kl_nothing is None
+    assert list(made.unexplained) == ["pixels"]
 
 
 def test_what_a_circuit_leaves_unexplained_of_the_latent_in_closed_form(wired, true_circuit) -> None:

@@ -382,6 +382,24 @@ def test_a_change_that_no_unit_was_seen_to_make_is_refused_by_name() -> None:
         score_edges(vae, extreme, readout_of(vae))
 
 
+class Checking(nn.Module):
+    def forward(self, h: Tensor) -> Tensor:
+        if bool((h.abs() > 50).any()):
+            raise ValueError("values above 50 are not expected")
+        return h
+
+
+def test_a_model_that_minds_what_it_is_given_is_refused_with_its_own_words() -> None:
+    model = seeded(MLPVAE(), 1)
+    model.dec2 = nn.Sequential(Checking(), model.dec2)
+    vae, pairs = pairs_for(model)
+    with pytest.raises(
+        CircuitError, match=r"MLPVAE does not run with other activations .* ValueError: values above 50"
+    ):
+        score_edges(vae, pairs, readout_of(vae))
+    assert not [h for module in model.modules() for h in (*module._forward_hooks, *module._forward_pre_hooks)]
+
+
 def test_mu_moves_the_sample_by_itself_and_logvar_by_its_noise() -> None:
     for model, packed in ((seeded(GatedResidualVAE(), 3), False), (seeded(LayerNormVAE(), 3), True)):
         vae, pairs = pairs_for(model, sampled=True)

@@ -12,8 +12,10 @@ from torch import Tensor
 from nnsight_vae.circuits.edge_sets import EdgeSet, EdgeSets
 from nnsight_vae.circuits.pair_run import PairRun
 from nnsight_vae.circuits.partial import reached_with
+from nnsight_vae.posterior import POINT_MASS, Posterior
 from nnsight_vae.results.effects import Effects
 from nnsight_vae.results.proportion import Proportion, proportions
+from nnsight_vae.vae import VAE
 
 _Ids = Shaped[np.ndarray, " pair"] | None
 
@@ -26,8 +28,8 @@ class Generative:
         mse: per pair, mean squared difference of the images over all pixels and channels; None where the readout reads the
             latent, so that no image is made of the circuit.
         mse_nothing: the same of the run with no edge.
-        kl: per pair, KL(q_C || q_M) between the posteriors of the two runs, summed over latents, in nats; None where the model
-            has no Gaussian posterior.
+        kl: per pair, KL(q_C || q_M) between the posteriors of the two runs, summed over latents, in nats; None where they are no
+            Gaussians: codes of a codebook, points, another law.
         kl_nothing: the same of the run with no edge.
         groups, source_groups: ids of the pairs' images.
         posterior: `"mu and logvar"`, or `"mu"` on the posterior-mean path: there logvar is no part of the graph, both
@@ -93,7 +95,7 @@ def generative_scores(sets: EdgeSets, circuit: EdgeSet) -> Generative:
     has_posterior = True
     for rows, run, rest in sets.runs():
         layout = sets.vae.layout(run.base.x)
-        has_posterior = {"latent.mu", "latent.logvar"} <= layout.paths.keys()
+        has_posterior = _is_gaussian(sets.vae, run) and {"latent.mu", "latent.logvar"} <= layout.paths.keys()
         sites = [*(["output"] if has_image else []), *(["latent.mu", "latent.logvar"] if has_posterior else [])]
         for i, edges in enumerate((circuit, np.zeros_like(circuit))):
             with torch.no_grad():
@@ -111,6 +113,12 @@ def generative_scores(sets: EdgeSets, circuit: EdgeSet) -> Generative:
         *sets.pairs.cluster_ids,
         posterior,
     )
+
+
+def _is_gaussian(vae: VAE, run: PairRun) -> bool:
+    """Whether the posteriors are Gaussians with a spread: between codes, or other points, a KL divergence is no distance."""
+    points = vae.adapter.codebook is not None or bool((run.source.at("latent.logvar") <= POINT_MASS).all())
+    return vae.law is Posterior and not points
 
 
 def _mean_square(difference: Tensor) -> np.ndarray:

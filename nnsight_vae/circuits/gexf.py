@@ -11,7 +11,7 @@ from typing import Any
 
 import networkx as nx
 
-from nnsight_vae.circuits.graphml import parsed_xml, required
+from nnsight_vae.circuits.graphml import parsed_xml, records_of, required
 from nnsight_vae.circuits.layout import layered
 from nnsight_vae.circuits.prominence import strength, strongest_effect
 from nnsight_vae.circuits.records import Records
@@ -85,15 +85,11 @@ def read(text: str) -> Records:
                     raise ValueError(f"{place}, attribute {name!r}: {error}") from error
         return joined(values, json.loads(values.pop(EXACT, "{}")))
 
-    nodes = [(required(n, "id", f"node {i}"), n) for i, n in enumerate(graph.iterfind(f"{space}nodes/{space}node"))]
-    edges = [
-        (required(edge, "source", f"edge {i}"), required(edge, "target", f"edge {i}"), edge)
-        for i, edge in enumerate(graph.iterfind(f"{space}edges/{space}edge"))
-    ]
-    return Records(
-        graph=json.loads(root.findtext(f"{space}meta/{space}description") or "{}"),
-        nodes=[(node, attributes(element, f"node {node!r}")) for node, element in nodes],
-        edges=[(a, b, attributes(element, f"edge {a!r} -> {b!r}")) for a, b, element in edges],
+    return records_of(
+        json.loads(root.findtext(f"{space}meta/{space}description") or "{}"),
+        graph.iterfind(f"{space}nodes/{space}node"),
+        graph.iterfind(f"{space}edges/{space}edge"),
+        attributes,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from nnsight_vae.circuits.records import Records
@@ -70,15 +71,36 @@ def read(text: str) -> Records:
                 raise ValueError(f"{place}, attribute {name!r}: {error}") from error
         return joined(columns, json.loads(columns.pop(EXACT, "{}")))
 
-    nodes = [(required(node, "id", f"node {i}"), node) for i, node in enumerate(graph.findall(f"{space}node"))]
-    edges = [
+    found = attributes(graph, "the graph")
+    return records_of(found, graph.findall(f"{space}node"), graph.findall(f"{space}edge"), attributes)
+
+
+def records_of(
+    graph: dict[str, Any],
+    nodes: Iterable[ET.Element],
+    edges: Iterable[ET.Element],
+    attributes: Callable[[ET.Element, str], dict[str, Any]],
+) -> Records:
+    """The records of an XML document.
+
+    Args:
+        graph: attributes of the graph.
+        nodes: elements with an `id`.
+        edges: elements with a `source` and a `target`.
+        attributes: reads those of an element, given its place for messages.
+
+    Raises:
+        ValueError: an element lacks one of these, and where.
+    """
+    named = [(required(node, "id", f"node {i}"), node) for i, node in enumerate(nodes)]
+    ends = [
         (required(edge, "source", f"edge {i}"), required(edge, "target", f"edge {i}"), edge)
-        for i, edge in enumerate(graph.findall(f"{space}edge"))
+        for i, edge in enumerate(edges)
     ]
     return Records(
-        graph=attributes(graph, "the graph"),
-        nodes=[(node, attributes(element, f"node {node!r}")) for node, element in nodes],
-        edges=[(a, b, attributes(element, f"edge {a!r} -> {b!r}")) for a, b, element in edges],
+        graph=graph,
+        nodes=[(node, attributes(element, f"node {node!r}")) for node, element in named],
+        edges=[(a, b, attributes(element, f"edge {a!r} -> {b!r}")) for a, b, element in ends],
     )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nnsight_vae.circuits.contributions import Linear, port_axis
 from nnsight_vae.engine import CHUNK_BYTES, MIN_ROWS
-from nnsight_vae.errors import CircuitError
+from nnsight_vae.errors import CircuitError, NnsightVaeError
 from nnsight_vae.probe import Firing
 from nnsight_vae.vae import VAE
 
@@ -166,6 +166,13 @@ class Prober:
                 self.vae(x, eps=noise)
         except _Heard:
             pass
+        except NnsightVaeError:
+            raise
+        except Exception as error:  # whatever the model's own code makes of values that it never sees otherwise
+            raise CircuitError(
+                f"{type(self.vae.module).__name__} does not run with other activations in place of its own, as it must to tell which unit "
+                f"reaches which: {type(error).__name__}: {error}"
+            ) from error
         finally:
             for handle in handles:
                 handle.remove()

@@ -186,7 +186,13 @@ def _refuse_nonfinite(scores: EdgeScores) -> None:
     if not len(bad):
         return
     edge, target, pair = bad[0]
+    gradients = scores.method not in ("exact", *BASELINES)
+    remedy = (
+        "the readout, or a module on the way, has no finite gradient there (a root or a norm at 0): method='exact' needs none"
+        if gradients and np.isfinite(scores.total).all()
+        else "read something that stays finite"
+    )
     raise ReadoutError(
         f"readout target {scores.readouts[target]!r} is NaN or infinite when {scores.sources[edge]!r} -> {scores.targets[edge]!r} "
-        f"is scored on pair {pair} ({len(bad)} of {scores.values.size} scores are); read something that stays finite."
+        f"is scored on pair {pair} ({len(bad)} of {scores.values.size} scores are); {remedy}."
     )

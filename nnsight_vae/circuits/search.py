@@ -29,7 +29,7 @@ def extract_circuit(
     *,
     select: Selection = _PRUNE,
     method: Method = "ig",
-    nodes: int = 4,
+    nodes: int = 3,
     direction: Direction = "noising",
     at: At = "base",
     resamples: int | None = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +43,12 @@ def load(name: str | os.PathLike[str], path: str | os.PathLike[str] | None = Non
         ('angle', 'light', 'shadow_length', 'shadow_position')
     """
     if isinstance(name, str) and name in _BENCHMARKS:
-        return getattr(importlib.import_module("nnsight_vae.datasets.benchmarks"), name)(path, **options)
+        make = getattr(importlib.import_module("nnsight_vae.datasets.benchmarks"), name)
+        known = list(inspect.signature(make).parameters)
+        unknown = [option for option in options if option not in known]
+        if unknown:
+            raise DataError(f"{name} takes {', '.join(known)}; got {', '.join(unknown)}.")
+        return make(path, **options)
     if path is not None or options:
         given = ", ".join([*(["path"] if path is not None else []), *options])
         raise DataError(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from nnsight_vae.arguments import require
 from nnsight_vae.datasets.base import Dataset
 from nnsight_vae.engine import activations
 from nnsight_vae.errors import DataError
@@ -107,6 +108,9 @@ def disentanglement(
         >>> table.scores["mcc", "independent"].value > 0.9
         True
     """
+    require(vae)
+    if not isinstance(data, Dataset):
+        raise DataError(f"got a {type(data).__name__} where a data set belongs, such as nv.datasets.load('pendulum').")
     unknown = [name for name in metrics if name not in METRICS]
     if unknown or not metrics:
         raise DataError(f"metrics={list(metrics)}: expected some of {', '.join(METRICS)}.")

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from nnsight_vae.errors import DataError
-from nnsight_vae.metrics.tables import FactorScore, Table, scored
+from nnsight_vae.metrics.tables import FactorScore, Table, checked_table, require_count, scored
 
 
 def mcc(
@@ -121,7 +121,7 @@ def support_distance(codes: np.ndarray, *, draws: int = 10_000, seed: int = 0) -
         seed: of the draws.
 
     Raises:
-        DataError: codes that are no table.
+        DataError: codes that are no table, or no draws.
 
     Source: Wang and Jordan 2021 (arXiv 2109.03795), section 3, IOSS.
 
@@ -132,6 +132,7 @@ def support_distance(codes: np.ndarray, *, draws: int = 10_000, seed: int = 0) -
     """
     from scipy.spatial import cKDTree
 
+    require_count("draws", draws)
     codes = _varying(codes)
     scaled = (codes - codes.min(0)) / np.ptp(codes, axis=0)
     points = np.random.default_rng(seed).random((draws, scaled.shape[1]))
@@ -143,7 +144,7 @@ def _covariance(codes: np.ndarray) -> np.ndarray:
 
 
 def _varying(codes: np.ndarray) -> np.ndarray:
-    checked = Table.of(codes, np.arange(len(codes))[:, None]).codes
+    checked = checked_table("codes", codes)
     varying = checked[:, np.ptp(checked, axis=0) > 0]
     if not varying.shape[1]:
         raise DataError("all codes are constant, so there is nothing to compare.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Int
 
-from nnsight_vae.metrics.tables import FactorScore, Table, scored, top_two_gap
+from nnsight_vae.metrics.tables import FactorScore, Table, require_count, scored, top_two_gap
 
 
 def mig(codes: np.ndarray, factors: np.ndarray, *, bins: int = 20, n_null: int = 20, seed: int = 0) -> FactorScore:
@@ -21,7 +21,7 @@ def mig(codes: np.ndarray, factors: np.ndarray, *, bins: int = 20, n_null: int =
     Returns: the score in [0, 1], with `matrix` the mutual information in nats `[latent, factor]`.
 
     Raises:
-        DataError: codes or factors that do not fit.
+        DataError: codes or factors that do not fit, or no bins.
 
     Source: Chen et al. 2018 (arXiv 1802.04942), eq. 6; bins as in Locatello et al. 2019 (arXiv 1811.12359), appendix.
 
@@ -30,6 +30,7 @@ def mig(codes: np.ndarray, factors: np.ndarray, *, bins: int = 20, n_null: int =
         >>> print(mig(np.repeat(factors, 20, 0), np.repeat(factors, 20, 0)).value)
         1.0
     """
+    require_count("bins", bins)
     table = Table.of(codes, factors)
 
     def score(table: Table) -> tuple[float, dict[str, float], np.ndarray]:
@@ -56,7 +57,7 @@ def modularity(
     Returns: the score in [0, 1], with `matrix` the mutual information in nats.
 
     Raises:
-        DataError: codes or factors that do not fit.
+        DataError: codes or factors that do not fit, or no bins.
 
     Source: Ridgeway and Mozer 2018 (arXiv 1802.05312), section 3.1.
 
@@ -65,6 +66,7 @@ def modularity(
         >>> print(round(modularity(np.repeat(factors, 20, 0), np.repeat(factors, 20, 0), n_null=0).value, 6))
         1.0
     """
+    require_count("bins", bins)
     table = Table.of(codes, factors)
 
     def score(table: Table) -> tuple[float | None, dict[str, float], np.ndarray]:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from nnsight_vae.errors import DataError
-from nnsight_vae.metrics.tables import FactorScore, Table, scored, select, top_two_gap
+from nnsight_vae.metrics.tables import FactorScore, Table, scored, top_two_gap
 
 _TINY = 1e-11  # keeps the logarithm of a share of 0
 _FEWEST_TESTED = 10
@@ -44,7 +44,7 @@ def dci(codes: np.ndarray, factors: np.ndarray, *, test: float = 1 / 3, n_null: 
     train, tested = _split(table, test)
 
     def score(table: Table) -> tuple[float | None, dict[str, float], np.ndarray]:
-        importance, fit, held_out = _boosted(select(train, table), select(tested, table), seed)
+        importance, fit, held_out = _boosted(table.rows(train), table.rows(tested), seed)
         parts = {"completeness": _weighted(importance), "informativeness": held_out, "train_informativeness": fit}
         return _weighted(importance.T), parts, importance
 

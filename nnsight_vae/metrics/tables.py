@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -84,7 +84,7 @@ class Table:
         Raises:
             DataError: they are not finite numbers `[n, latent]` and `[n, factor]` of the same n, or a factor takes one value only.
         """
-        codes, factors = (_checked(name, array) for name, array in (("codes", codes), ("factors", factors)))
+        codes, factors = (checked_table(name, array) for name, array in (("codes", codes), ("factors", factors)))
         if len(codes) != len(factors):
             raise DataError(
                 f"codes have {len(codes)} rows and factors {len(factors)}; expected one of each an example."
@@ -102,6 +102,10 @@ class Table:
     def constant(self) -> tuple[int, ...]:
         """Codes (columns) that never change."""
         return tuple(j for j, column in enumerate(self.codes.T) if np.ptp(column) == 0)
+
+    def rows(self, rows: np.ndarray) -> Table:
+        """Some of the examples."""
+        return Table(self.codes[rows], self.factors[rows], self.classes[rows], self.binned)
 
     def permuted(self, rng: np.random.Generator) -> Table:
         """The same, the codes of one example beside the factors of another."""
@@ -130,8 +134,7 @@ def scored(
     Raises:
         DataError: `n_null` is no whole number >= 0.
     """
-    if isinstance(n_null, bool) or not isinstance(n_null, int) or n_null < 0:
-        raise DataError(f"n_null={n_null!r}: expected a whole number of permutations, 0 for none.")
+    require_count("n_null", n_null, least=0)
     value, parts, matrix = score(table)
     rng = np.random.default_rng(seed)
     values = [v for _ in range(n_null) if (v := score(table.permuted(rng))[0]) is not None]
@@ -144,13 +147,28 @@ def scored(
     return FactorScore(metric, value, null, high, parts, matrix, "; ".join(notes))
 
 
+def require_count(name: str, value: int, least: int = 1) -> None:
+    """Refuse what is no whole number of at least `least`.
+
+    Raises:
+        DataError: saying what was got.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise DataError(f"{name}={value!r}: expected a whole number >= {least}.")
+
+
 def top_two_gap(matrix: Float[np.ndarray, "latent factor"]) -> Float[np.ndarray, " factor"]:
     """For each factor, by how much the strongest latent is ahead of the next; of the whole where there is one latent."""
     falling = -np.sort(-matrix, axis=0)
     return falling[0] - (falling[1] if len(falling) > 1 else 0)
 
 
-def _checked(name: str, array: np.ndarray) -> Float[np.ndarray, "n column"]:
+def checked_table(name: str, array: np.ndarray) -> Float[np.ndarray, "n column"]:
+    """A table of finite numbers, as float64.
+
+    Raises:
+        DataError: it is none.
+    """
     array = np.asarray(array.detach().cpu() if hasattr(array, "detach") else array)
     if array.dtype.kind not in "fiub" or array.ndim != 2 or 0 in array.shape:
         raise DataError(
@@ -168,8 +186,3 @@ def _classes(values: Float[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " n"], bo
         return classes, False
     edges = np.quantile(values, np.arange(1, _BINS) / _BINS)
     return np.unique(np.searchsorted(edges, values, side="right"), return_inverse=True)[1], True
-
-
-def select(rows: Sequence[int] | np.ndarray, table: Table) -> Table:
-    """Some examples of a table."""
-    return Table(table.codes[rows], table.factors[rows], table.classes[rows], table.binned)

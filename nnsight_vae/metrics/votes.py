@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from nnsight_vae.errors import DataError
-from nnsight_vae.metrics.tables import FactorScore
+from nnsight_vae.metrics.tables import FactorScore, checked_table, require_count
 
 Sampler = Callable[[int, "int | None", np.random.Generator], Float[np.ndarray, "n latent"]]
 """`(n, factor, rng)`: codes of n examples that share one random value of that factor; None: of any n examples."""
@@ -105,12 +105,18 @@ def beta_vae_score(
 def grid_sampler(codes: Float[np.ndarray, "n latent"], factors: Float[np.ndarray, "n factor"]) -> Sampler:
     """A sampler that draws rows of a table, with replacement, that share a value of a factor.
 
+    Raises:
+        DataError: codes and factors are no tables of one length.
+
     Example:
         >>> sampler = grid_sampler(np.arange(4.0)[:, None], np.array([[0, 0], [0, 1], [1, 0], [1, 1]]))
         >>> sampler(3, 0, np.random.default_rng(0)).ravel() // 2  # one value of factor 0
         array([1., 1., 1.])
     """
-    rows_of = [[np.flatnonzero(column == value) for value in np.unique(column)] for column in np.asarray(factors).T]
+    codes, factors = checked_table("codes", codes), checked_table("factors", factors)
+    if len(codes) != len(factors):
+        raise DataError(f"codes have {len(codes)} rows and factors {len(factors)}; expected one of each an example.")
+    rows_of = [[np.flatnonzero(column == value) for value in np.unique(column)] for column in factors.T]
 
     def sampler(n: int, factor: int | None, rng: np.random.Generator) -> np.ndarray:
         rows = np.arange(len(codes)) if factor is None else rows_of[factor][rng.integers(len(rows_of[factor]))]
@@ -136,8 +142,7 @@ def _drawn(sampler: Sampler, n: int, factor: int | None, rng: np.random.Generato
 
 def _generator(seed: int, **counts: int) -> np.random.Generator:
     for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise DataError(f"{name}={count!r}: expected a whole number >= 1.")
+        require_count(name, count)
     return np.random.default_rng(seed)
 
 

@@ -10,6 +10,16 @@ from jaxtyping import UInt8
 from ...errors import DataError
 
 
+def require_size(name: str, size: int) -> None:
+    """Refuse a side of no pixels.
+
+    Raises:
+        DataError: size is no whole number of at least 1.
+    """
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise DataError(f"{name}: size={size!r}, expected a whole number of pixels.")
+
+
 def resized(images: UInt8[np.ndarray, "k 1 h w"], size: int) -> UInt8[np.ndarray, "k 1 size size"]:
     """Grey pictures at another size, averaged over what each pixel covers."""
     if images.shape[2:] == (size, size):

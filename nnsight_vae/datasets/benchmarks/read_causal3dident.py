@@ -15,7 +15,7 @@ from ..array_checks import check_graph
 from ..arrays import Arrays
 from ..download import given_folder
 from ..stored import cache_folder, stored_images
-from .pixels import picture_size, read_picture
+from .pixels import picture_size, read_picture, require_size
 
 FACTORS = (
     "class",
@@ -53,6 +53,7 @@ def causal3dident(
 
     Source: von Kuegelgen et al. 2021, arXiv 2106.04619. The images are had from the DOI 10.5281/zenodo.4784282.
     """
+    require_size("causal3dident", size)
     folder = given_folder("causal3dident", path, _PAGE)
     latents = sorted(folder.glob("raw_latents_*.npy"), key=_number)
     if not latents:

@@ -12,7 +12,7 @@ from ...errors import DataError
 from ..arrays import Arrays
 from ..download import given_folder
 from ..stored import cache_folder, stored_images
-from .pixels import picture_size, read_picture
+from .pixels import picture_size, read_picture, require_size
 
 _PAGE = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 _FOLDER, _TABLE = "img_align_celeba", "list_attr_celeba.txt"
@@ -43,6 +43,7 @@ def celeba(
     Source: Liu et al. 2015, Deep learning face attributes in the wild, arXiv 1411.7766 (non-commercial use; not downloaded here,
         because its host asks for agreement).
     """
+    require_size("celeba", size)
     folder = given_folder("celeba", path, _PAGE)
     table_file, pictures = folder / _TABLE, folder / _FOLDER
     for needed in (table_file, pictures):

@@ -15,7 +15,7 @@ from ..arrays import Arrays
 from ..download import located
 from ..grid import Grid
 from ..stored import cache_folder, stored_images
-from .pixels import resized
+from .pixels import require_size, resized
 
 FACTORS = ("category", "instance", "elevation", "azimuth", "lighting")
 _URL = "https://cs.nyu.edu/~ylclab/data/norb-v1.0-small/smallnorb-{}-{}.mat.gz"
@@ -55,6 +55,7 @@ def small_norb(
 
     Source: LeCun, Huang and Bottou 2004, Learning methods for generic object recognition, CVPR (for research).
     """
+    require_size("small_norb", size)
     splits = _downloaded(cache, progress) if path is None else _found(Path(path).expanduser())
     table = np.concatenate([_table(files) for files in splits])
     shapes = [_shape(files["dat"]) for files in splits]

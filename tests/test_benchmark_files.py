@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import struct
 import threading
+import zipfile
 from functools import partial
 from http.server import HTTPServer, SimpleHTTPRequestHandler
 
@@ -19,6 +20,7 @@ from nnsight_vae import datasets
 from nnsight_vae.datasets import Grid, benchmarks
 from nnsight_vae.datasets.download import located
 from nnsight_vae.datasets.grid import product
+from nnsight_vae.datasets.stored import stored_images
 from nnsight_vae.errors import DataError
 
 rng = np.random.default_rng(0)
@@ -204,6 +206,13 @@ def test_pairs_of_a_grid_differ_in_one_factor_by_a_standard_deviation_and_in_not
         assert bool(((images.base == shown) | (images.source == shown)).flatten(1).all(1).all())
 
 
+def test_the_same_seed_gives_the_same_pairs_of_a_grid(grid):
+    one, two, other = (grid.pairs("size", 12, seed=seed) for seed in (3, 3, 4))
+    assert torch.equal(one.base, two.base)
+    assert torch.equal(one.source, two.source)
+    assert not torch.equal(one.source, other.source)
+
+
 def test_doses_of_a_grid_are_its_values(grid):
     doses = grid.doses("size", n=3, seed=0)
     assert doses.values.tolist() == [0.5, 1.0, 1.5, 2.0]
@@ -369,6 +378,32 @@ def test_a_broken_file_is_refused_by_name_and_leaves_nothing_in_the_cache(tmp_pa
     with pytest.raises(DataError, match=message):
         read(cache)
     assert not cache.exists() or not list(cache.iterdir())
+
+
+def test_an_array_shorter_than_its_header_says_is_refused(tmp_path):
+    images, table = write_dsprites(tmp_path / "d.npz")
+    with zipfile.ZipFile(tmp_path / "d.npz", "w") as archive:
+        for name, shape, array in (
+            ("imgs", (len(table) + 1, 8, 8), images),
+            ("latents_values", (len(table) + 1, 6), np.column_stack([np.ones(len(table)), table])),
+        ):
+            with archive.open(f"{name}.npy", "w") as file:
+                header = {"descr": array.dtype.str, "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                file.write(array.tobytes())
+    with pytest.raises(DataError, match="'latents_values' ends after 144 of 145 rows"):
+        benchmarks.dsprites(tmp_path / "d.npz", cache=tmp_path / "cache")
+
+
+@pytest.mark.parametrize(("n", "message"), [(3, "2 images where 3 were announced"), (1, "images 0 to 2 have shape")])
+def test_other_images_than_announced_are_not_stored(tmp_path, n, message):
+    source = tmp_path / "source"
+    source.write_bytes(b"")
+    with pytest.raises(DataError, match=message):
+        stored_images(
+            "few", [source], (n, 1, 2, 2), lambda: iter([np.zeros((2, 1, 2, 2), np.uint8)]), tmp_path / "cache"
+        )
+    assert not list((tmp_path / "cache").iterdir())
 
 
 def test_a_damaged_store_says_which_file_to_remove(tmp_path):

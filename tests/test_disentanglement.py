@@ -14,6 +14,7 @@ from sklearn.metrics import mutual_info_score
 import nnsight_vae as nv
 from nnsight_vae import metrics
 from nnsight_vae.errors import DataError
+from nnsight_vae.metrics import all_metrics, robustness
 from nnsight_vae.metrics.information import binned_code, entropies, mutual_information
 from nnsight_vae.metrics.tables import Table
 
@@ -173,6 +174,10 @@ def test_one_latent_of_two_factors_is_told_from_one_of_one():
     assert metrics.modularity(codes, FACTORS, n_null=0).value == pytest.approx(0.5, abs=0.05)
     dci = metrics.dci(np.concatenate([both, both + 0], axis=1), FACTORS, n_null=0)
     assert dci.value < 0.1
+    in_one = np.stack([4.0 * FACTORS[:, 0] + FACTORS[:, 1], np.zeros(len(FACTORS))], axis=1)
+    complete = metrics.dci(in_one, FACTORS, n_null=0)  # a latent of both factors, each of which is in that latent alone
+    assert complete.value == pytest.approx(0, abs=0.01)
+    assert complete.parts["completeness"] == pytest.approx(1, abs=1e-6)
     assert metrics.mig(np.repeat(FACTORS, 2, axis=1), FACTORS, n_null=0).value == pytest.approx(0, abs=1e-12)
     assert metrics.sap(np.repeat(FACTORS, 2, axis=1), FACTORS, continuous=True, n_null=0).value == pytest.approx(
         0, abs=1e-12
@@ -199,6 +204,34 @@ def test_unconfoundedness_counts_shared_latents():
     assert metrics.unconfoundedness(one, FACTORS, per_factor=2, n_null=0).value == 0
     with pytest.raises(DataError, match="no more latents a factor"):
         metrics.unconfoundedness(one, FACTORS, per_factor=3)
+
+
+def test_unconfoundedness_of_sets_that_overlap_in_part(monkeypatch):
+    """Z_0 = {0, 1}, Z_1 = {1, 2}: one latent of three is shared."""
+    robust = np.array([[0.9, 0.1], [0.8, 0.8], [0.1, 0.9]])
+    monkeypatch.setattr(
+        robustness, "irs", lambda codes, factors, n_null: metrics.FactorScore("IRS", 0.9, matrix=robust)
+    )
+    codes = np.random.default_rng(0).normal(size=(len(FACTORS), 3))
+    assert metrics.unconfoundedness(codes, FACTORS, per_factor=2, n_null=0).value == pytest.approx(2 / 3)
+
+
+def test_explicitness_of_infomec_is_a_share_of_the_entropy():
+    """Codes that tell one of two equally frequent halves of four equally frequent values: log 2 of log 4."""
+    halves = (FACTORS // 2) + np.random.default_rng(0).normal(0, 1e-3, FACTORS.shape)
+    assert metrics.infomec(halves, FACTORS, n_null=0).parts["explicitness"] == pytest.approx(0.5, abs=0.03)
+
+
+def test_inactive_latents_are_left_out(monkeypatch):
+    vae, data = nv.load("pendulum-labelled-vae"), nv.datasets.load("pendulum")
+    monkeypatch.setattr(all_metrics, "ACTIVE", 1.0)  # nats
+    table = metrics.disentanglement(vae, data, n=100, metrics=["mcc"], n_null=0)
+    nats = metrics.activity(vae, data.sample(100, 0).images).kl.values
+    assert table.latents == tuple(k for k, value in enumerate(nats) if value > 1)
+    assert len(table.latents) < 8
+    monkeypatch.setattr(all_metrics, "ACTIVE", 1e9)
+    with pytest.raises(DataError, match="no latent is active"):
+        metrics.disentanglement(vae, data, n=100, metrics=["mcc"])
 
 
 def test_a_vote_needs_a_latent_that_varies():

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.distributions import Bernoulli, Independent, MultivariateNormal, Normal, kl_divergence
 
 from nnsight_vae.errors import DataError
@@ -28,6 +29,22 @@ def test_the_kl_of_every_latent_equals_torch_distributions(generator):
     mu, logvar = torch.randn(2, 7, 5, generator=generator)
     expected = kl_divergence(Normal(mu, (logvar / 2).exp()), Normal(torch.zeros(5), torch.ones(5)))
     torch.testing.assert_close(gaussian_kl(mu, logvar), expected)
+
+
+@pytest.mark.parametrize("likely", ["between", "at the ends"])
+def test_bernoulli_nats_and_their_gradient_are_those_of_torch(generator, likely):
+    p = torch.rand(3, 2, 4, 4, generator=generator)
+    x = torch.rand(3, 2, 4, 4, generator=generator)
+    if likely == "at the ends":  # where logarithms and the gradient's denominator are cut off
+        p, x = (values.round() for values in (p, x))
+    ours, theirs = (p.clone().requires_grad_() for _ in range(2))
+    weights = torch.rand(3, generator=generator)
+    got = reconstruction_loss(ours, x, "bernoulli")
+    expected = F.binary_cross_entropy(theirs, x, reduction="none").sum((1, 2, 3))
+    torch.testing.assert_close(got, expected)
+    (got @ weights).backward()
+    (expected @ weights).backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
 
 
 def test_the_bernoulli_loss_equals_the_sum_written_by_hand_and_torch_distributions(generator):

@@ -11,9 +11,9 @@ from . import (
     report as report,
 )
 from .adapters.adapt import adapt as adapt
-from .circuits.export import export as export, read_circuit as read_circuit
-from .circuits.scores import score_edges as score_edges
-from .circuits.search import extract_circuit as extract_circuit
+from .circuits.files.export import export as export, read_circuit as read_circuit
+from .circuits.scoring.scores import score_edges as score_edges
+from .circuits.selection.search import extract_circuit as extract_circuit
 from .doses import Doses as Doses
 from .engine import Output as Output, intervene as intervene
 from .errors import (

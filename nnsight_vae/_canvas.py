@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Float
 
-from nnsight_vae.circuits.style import FAINT, INK, LOWERS, RAISES
 from nnsight_vae.errors import DataError
 from nnsight_vae.guards import FEW_CLUSTERS
+from nnsight_vae.style import FAINT, INK, LOWERS, RAISES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

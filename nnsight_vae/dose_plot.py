@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nnsight_vae._canvas import means_of, new_figure, quiet, title
-from nnsight_vae.circuits.style import FAINT
 from nnsight_vae.errors import DataError
 from nnsight_vae.stats.intervals import mean_interval
+from nnsight_vae.style import FAINT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

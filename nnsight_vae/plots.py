@@ -30,11 +30,11 @@ from nnsight_vae._canvas import (
     title,
 )
 from nnsight_vae._files import write_atomically
-from nnsight_vae.circuits.draw import plot_circuit, plot_factor_graph
-from nnsight_vae.circuits.style import FAINT, INK, LOWERS, NEUTRAL, RAISES
+from nnsight_vae.circuits.drawing.draw import plot_circuit, plot_factor_graph
 from nnsight_vae.dose_plot import plot_dose_response
 from nnsight_vae.errors import DataError
 from nnsight_vae.stats.intervals import mean_interval
+from nnsight_vae.style import FAINT, INK, LOWERS, NEUTRAL, RAISES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

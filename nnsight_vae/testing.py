@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnsight_vae.attribution import DecoderIntegratedGradients, LatentIntegratedGradients
-from nnsight_vae.circuits.scores import score_edges
+from nnsight_vae.circuits.scoring.scores import score_edges
 from nnsight_vae.engine import intervene
 from nnsight_vae.errors import AdapterError, CircuitError, DataError, NnsightVaeError, NnsightVaeWarning, ReadoutError
 from nnsight_vae.interventions import Set

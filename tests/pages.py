@@ -12,7 +12,7 @@ import networkx as nx
 import numpy as np
 import pytest
 
-from nnsight_vae.circuits.export import export
+from nnsight_vae.circuits.files.export import export
 
 FLAGS = [
     "--no-sandbox",

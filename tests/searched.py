@@ -12,17 +12,10 @@ from vaes import seeded
 from wired import WiredVAE, wired_pairs
 
 import nnsight_vae as nv
-from nnsight_vae.circuits import (
-    FDR,
-    EdgeScores,
-    Mass,
-    TopK,
-    circuit_from,
-    score_edges,
-)
-from nnsight_vae.circuits.edges import Node
-from nnsight_vae.circuits.evidence import Evidence
-from nnsight_vae.circuits.paths import Paths
+from nnsight_vae.circuits import FDR, EdgeScores, Mass, TopK, circuit_from, score_edges
+from nnsight_vae.circuits.scoring.edges import Node
+from nnsight_vae.circuits.selection.evidence import Evidence
+from nnsight_vae.circuits.selection.paths import Paths
 from nnsight_vae.pairs import Pairs
 from nnsight_vae.readouts import Pixels, Readout
 

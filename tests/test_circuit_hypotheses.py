@@ -16,10 +16,10 @@ from wired import TRUE_EDGES, WiredVAE, wired_pairs
 
 import nnsight_vae as nv
 from nnsight_vae.circuits import hypothesis_tests
-from nnsight_vae.circuits.circuit_tests import _adjusted, _Found
-from nnsight_vae.circuits.edge_sets import EdgeSets
-from nnsight_vae.circuits.hypotheses import equivalence, hsic_pvalue, independent, wins_pvalue
-from nnsight_vae.circuits.random_circuits import Inflater, random_like
+from nnsight_vae.circuits.evaluation.circuit_tests import _adjusted, _Found
+from nnsight_vae.circuits.evaluation.edge_sets import EdgeSets
+from nnsight_vae.circuits.evaluation.hypotheses import equivalence, hsic_pvalue, independent, wins_pvalue
+from nnsight_vae.circuits.evaluation.random_circuits import Inflater, random_like
 from nnsight_vae.errors import CircuitError, DataError
 from nnsight_vae.pairs import Pairs
 from nnsight_vae.readouts import Pixels

@@ -11,16 +11,10 @@ from torch import Tensor, nn
 from wired import TRUE_EDGES
 
 import nnsight_vae as nv
-from nnsight_vae.circuits import (
-    EdgeScores,
-    Greedy,
-    Prune,
-    extract_circuit,
-    score_edges,
-)
-from nnsight_vae.circuits.edge_sets import EdgeSets
-from nnsight_vae.circuits.paths import Paths
-from nnsight_vae.circuits.trials import Trials
+from nnsight_vae.circuits import EdgeScores, Greedy, Prune, extract_circuit, score_edges
+from nnsight_vae.circuits.evaluation.edge_sets import EdgeSets
+from nnsight_vae.circuits.selection.paths import Paths
+from nnsight_vae.circuits.selection.trials import Trials
 from nnsight_vae.errors import ReadoutError
 from nnsight_vae.pairs import Pairs
 from nnsight_vae.readouts import Readout

@@ -12,18 +12,10 @@ from searched import evidence_of, middle, side_by_side, tiny, wired, wired_score
 from vaes import ConvVAE, images, seeded
 
 import nnsight_vae as nv
-from nnsight_vae.circuits import (
-    FDR,
-    Greedy,
-    Prune,
-    TopK,
-    circuit_from,
-    extract_circuit,
-    score_edges,
-)
-from nnsight_vae.circuits.evidence import Evidence
-from nnsight_vae.circuits.paths import Paths
-from nnsight_vae.circuits.rules import strongest
+from nnsight_vae.circuits import FDR, Greedy, Prune, TopK, circuit_from, extract_circuit, score_edges
+from nnsight_vae.circuits.selection.evidence import Evidence
+from nnsight_vae.circuits.selection.paths import Paths
+from nnsight_vae.circuits.selection.rules import strongest
 from nnsight_vae.pairs import Pairs
 from nnsight_vae.readouts import Region
 from nnsight_vae.stats import significance

@@ -12,14 +12,8 @@ from vaes import ConvVAE, images, seeded
 from wired import TRUE_EDGES
 
 import nnsight_vae as nv
-from nnsight_vae.circuits import (
-    FDR,
-    Screen,
-    TopK,
-    extract_circuit,
-    score_edges,
-)
-from nnsight_vae.circuits.missed import missed_at_most
+from nnsight_vae.circuits import FDR, Screen, TopK, extract_circuit, score_edges
+from nnsight_vae.circuits.selection.missed import missed_at_most
 from nnsight_vae.pairs import Pairs
 from nnsight_vae.readouts import Readout, Region
 

@@ -13,7 +13,7 @@ from wired import WiredVAE, wired_pairs
 
 import nnsight_vae as nv
 from nnsight_vae.circuits import Mass, circuit_from, extract_circuit, faithfulness, score_edges
-from nnsight_vae.circuits.wiring import Wiring
+from nnsight_vae.circuits.wiring.wiring import Wiring
 from nnsight_vae.errors import CircuitError
 from nnsight_vae.pairs import Pairs
 from nnsight_vae.readouts import Pixels

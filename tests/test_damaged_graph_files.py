@@ -8,7 +8,7 @@ import pytest
 from graphs import circuit
 
 from nnsight_vae import CircuitError
-from nnsight_vae.circuits.export import export, read_circuit
+from nnsight_vae.circuits.files.export import export, read_circuit
 
 READ = (".json", ".graphml", ".gexf", ".cyjs", ".dot", ".csv")
 NODE_LINK = {

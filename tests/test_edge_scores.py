@@ -17,10 +17,12 @@ from wired import TRUE_EDGES, WiredVAE, wired_pairs
 from work import rows_run
 
 import nnsight_vae as nv
-from nnsight_vae.circuits import baselines, circuit_from, contributions, exact, pair_run, score_edges
-from nnsight_vae.circuits.edges import EdgeScores
-from nnsight_vae.circuits.quadrature import gauss_legendre
-from nnsight_vae.circuits.wiring import Wiring
+from nnsight_vae.circuits import circuit_from, score_edges
+from nnsight_vae.circuits.scoring import baselines, exact
+from nnsight_vae.circuits.scoring.edges import EdgeScores
+from nnsight_vae.circuits.wiring import contributions, pair_run
+from nnsight_vae.circuits.wiring.quadrature import gauss_legendre
+from nnsight_vae.circuits.wiring.wiring import Wiring
 from nnsight_vae.errors import CircuitError, DataError, NnsightVaeWarning, ReadoutError
 from nnsight_vae.pairs import Pairs
 from nnsight_vae.readouts import Latents, Pixels

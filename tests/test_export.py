@@ -18,8 +18,8 @@ from graphs import circuit
 from hypothesis import given, settings, strategies as st
 
 from nnsight_vae import CircuitError
-from nnsight_vae.circuits.export import export, read_circuit
-from nnsight_vae.circuits.style import LOWERS, RAISES
+from nnsight_vae.circuits.files.export import export, read_circuit
+from nnsight_vae.style import LOWERS, RAISES
 
 EXACT = (".json", ".graphml", ".gexf", ".cyjs", ".dot", ".csv")
 CLEAN_NAMES = (".graphml", ".gexf", ".dot", ".csv")

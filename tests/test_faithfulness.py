@@ -16,10 +16,11 @@ from vaes import ConvVAE, ResidualVAE, images, seeded
 from wired import TRUE_EDGES, WiredVAE, wired_pairs
 
 import nnsight_vae as nv
-from nnsight_vae.circuits import Faithfulness, faithfulness, hypothesis_tests, knocked_out, knockouts, score_edges
-from nnsight_vae.circuits.curves import checked_sizes, curve_areas, sizes_for
-from nnsight_vae.circuits.edge_sets import EdgeSets, Readings
-from nnsight_vae.circuits.generative import generative_scores
+from nnsight_vae.circuits import Faithfulness, faithfulness, hypothesis_tests, knockouts, score_edges
+from nnsight_vae.circuits.evaluation import knocked_out
+from nnsight_vae.circuits.evaluation.curves import checked_sizes, curve_areas, sizes_for
+from nnsight_vae.circuits.evaluation.edge_sets import EdgeSets, Readings
+from nnsight_vae.circuits.evaluation.generative import generative_scores
 from nnsight_vae.errors import CircuitError, DataError
 from nnsight_vae.pairs import Pairs
 from nnsight_vae.posterior import Laplace, Posterior
@@ -195,7 +196,7 @@ def test_models_with_skip_connections_are_evaluated_and_tested_alike(ablation: s
 
 
 def test_chunks_of_pairs_change_nothing_not_even_the_mean(conv, monkeypatch) -> None:
-    from nnsight_vae.circuits import pair_run
+    from nnsight_vae.circuits.wiring import pair_run
 
     vae, pairs, _ = conv
     sets = EdgeSets.of(vae, pairs, HALVES, "mean")

@@ -9,10 +9,10 @@ from vaes import ConvVAE, seeded
 
 import nnsight_vae as nv
 from nnsight_vae.circuits import TopK, union
-from nnsight_vae.circuits.attributes import encode
-from nnsight_vae.circuits.records import _CIRCUIT_TYPES, CIRCUIT_SCHEMA
+from nnsight_vae.circuits.graph.attributes import encode
+from nnsight_vae.circuits.graph.records import _CIRCUIT_TYPES, CIRCUIT_SCHEMA
 
-FORMAT = resources.files("nnsight_vae.circuits").joinpath("FORMAT.md").read_text(encoding="utf-8")
+FORMAT = resources.files("nnsight_vae.circuits.files").joinpath("FORMAT.md").read_text(encoding="utf-8")
 
 
 def documented(section):

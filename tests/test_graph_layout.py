@@ -8,11 +8,11 @@ import pytest
 from graphs import circuit
 from hypothesis import given, settings, strategies as st
 
-from nnsight_vae.circuits.heading import heading
-from nnsight_vae.circuits.layout import _crossings, column_labels, layered, short_label
-from nnsight_vae.circuits.prominence import on_paths, prominence, strongest, without_weak_edges
-from nnsight_vae.circuits.scene import scene
-from nnsight_vae.circuits.style import FACTORS, LOWERS, RAISES
+from nnsight_vae.circuits.drawing.heading import heading
+from nnsight_vae.circuits.drawing.layout import _crossings, column_labels, layered, short_label
+from nnsight_vae.circuits.drawing.prominence import on_paths, prominence, strongest, without_weak_edges
+from nnsight_vae.circuits.drawing.scene import scene
+from nnsight_vae.style import FACTORS, LOWERS, RAISES
 
 
 def test_layout_puts_layers_in_columns_and_long_edges_around_what_lies_between():

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from matplotlib.colors import to_hex
 
-from nnsight_vae.circuits.style import LOWERS, NEUTRAL, RAISES
 from nnsight_vae.errors import DataError
 from nnsight_vae.results.effects import Effects
 from nnsight_vae.results.mediation import Mediation
 from nnsight_vae.stats import intervals
 from nnsight_vae.stats.fieller import fieller_interval
+from nnsight_vae.style import LOWERS, NEUTRAL, RAISES
 
 QUANTITIES = ("te", "nde", "pnie", "tnie", "interaction")
 # M = a0 + a X + e;  Y = b0 + c X + b M + d X M + e'  (research note on mediation, analytic fixture)

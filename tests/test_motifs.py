@@ -11,10 +11,11 @@ from hypothesis import given, settings, strategies as st
 from networkx.algorithms.isomorphism import DiGraphMatcher
 from scipy.stats import binom, chisquare
 
-from nnsight_vae.circuits import motifs, nulls
-from nnsight_vae.circuits.census import KINDS, census
-from nnsight_vae.circuits.columns import Block, Columns
-from nnsight_vae.circuits.nulls import at_least, degree_null, density_null, draw_subsets, sign_null, two_sided
+from nnsight_vae.circuits import motifs
+from nnsight_vae.circuits.graph.columns import Block, Columns
+from nnsight_vae.circuits.structure import nulls
+from nnsight_vae.circuits.structure.census import KINDS, census
+from nnsight_vae.circuits.structure.nulls import at_least, degree_null, density_null, draw_subsets, sign_null, two_sided
 from nnsight_vae.errors import CircuitError
 
 PATTERNS = {

@@ -9,21 +9,12 @@ import numpy as np
 import pytest
 from scipy.stats import binom, hypergeom
 
-from nnsight_vae.circuits import (
-    EdgeScores,
-    circuit_from,
-    hubs,
-    modularity,
-    motifs,
-    overlap,
-    separation,
-    specificity,
-)
-from nnsight_vae.circuits.columns import Columns, candidates_of, units_of
-from nnsight_vae.circuits.communities import _fixed
-from nnsight_vae.circuits.degrees import hypergeometric
-from nnsight_vae.circuits.nodes import Node
-from nnsight_vae.circuits.nulls import degree_null, density_null
+from nnsight_vae.circuits import EdgeScores, circuit_from, hubs, modularity, motifs, overlap, separation, specificity
+from nnsight_vae.circuits.graph.columns import Columns, candidates_of, units_of
+from nnsight_vae.circuits.structure.communities import _fixed
+from nnsight_vae.circuits.structure.degrees import hypergeometric
+from nnsight_vae.circuits.structure.nulls import degree_null, density_null
+from nnsight_vae.circuits.wiring.nodes import Node
 from nnsight_vae.errors import CircuitError, DataError
 
 SIZES = {"encoder.0": 6, "latent.z": 4, "decoder.0": 8}

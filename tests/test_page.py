@@ -14,9 +14,9 @@ import pytest
 from graphs import circuit
 
 from nnsight_vae import CircuitError
-from nnsight_vae.circuits.export import export
-from nnsight_vae.circuits.html import _asset
-from nnsight_vae.circuits.style import FACTORS, FILLS, LOWERS, RAISES
+from nnsight_vae.circuits.drawing.html import _asset
+from nnsight_vae.circuits.files.export import export
+from nnsight_vae.style import FACTORS, FILLS, LOWERS, RAISES
 
 
 def written(graph, tmp_path, **options):
@@ -183,7 +183,7 @@ def test_the_page_has_the_colours_of_every_other_picture():
 
 def test_writing_a_page_needs_no_matplotlib(tmp_path):
     program = (
-        "import sys, networkx, numpy; from nnsight_vae.circuits.export import export;"
+        "import sys, networkx, numpy; from nnsight_vae.circuits.files.export import export;"
         "export(networkx.DiGraph([('a', 'b')]), sys.argv[1], thumbnails={'a': numpy.ones((2, 2))});"
         "assert 'matplotlib' not in sys.modules"
     )

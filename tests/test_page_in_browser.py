@@ -19,7 +19,7 @@ from pages import (
     through,
 )
 
-from nnsight_vae.circuits.prominence import on_paths
+from nnsight_vae.circuits.drawing.prominence import on_paths
 
 __all__ = ["browser", "open_page"]  # fixtures
 

@@ -9,8 +9,8 @@ import pytest
 from graphs import circuit
 from pages import browser, layered_circuit, node, open_page, shown_edges, shown_nodes, slide
 
-from nnsight_vae.circuits.prominence import on_paths
-from nnsight_vae.circuits.style import FACTORS
+from nnsight_vae.circuits.drawing.prominence import on_paths
+from nnsight_vae.style import FACTORS
 
 __all__ = ["browser", "open_page"]  # fixtures
 

@@ -14,7 +14,7 @@ from vaes import ConvVAE, images, seeded
 
 import nnsight_vae as nv
 from nnsight_vae.circuits import extract_circuit, pipeline_null, reinitialised
-from nnsight_vae.circuits.unlearned import shuffled
+from nnsight_vae.circuits.structure.unlearned import shuffled
 from nnsight_vae.errors import AdapterError, CircuitError, DataError
 from nnsight_vae.models import MLPVAE
 from nnsight_vae.pairs import Pairs

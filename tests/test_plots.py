@@ -14,10 +14,10 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.text import Text
 
 from nnsight_vae import CircuitError, DataError, plots
-from nnsight_vae.circuits.scene import scene
-from nnsight_vae.circuits.style import FACTORS, LOWERS, NEUTRAL, RAISES
+from nnsight_vae.circuits.drawing.scene import scene
 from nnsight_vae.results.effects import Effects
 from nnsight_vae.results.mediation import Mediation
+from nnsight_vae.style import FACTORS, LOWERS, NEUTRAL, RAISES
 
 PENDULUM = nx.DiGraph([("angle", "length"), ("angle", "position"), ("light", "length"), ("light", "position")])
 

@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from nnsight_vae.circuits.quadrature import PathAverage, PathGradients, Rule, add_along, gauss_legendre, gauss_lobatto
+from nnsight_vae.circuits.wiring.quadrature import (
+    PathAverage,
+    PathGradients,
+    Rule,
+    add_along,
+    gauss_legendre,
+    gauss_lobatto,
+)
 
 
 def averaged(start: Tensor, change: Tensor, through, rule: Rule, total: Tensor, at_once: int = 1) -> PathGradients:

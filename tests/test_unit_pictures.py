@@ -11,8 +11,8 @@ from vaes import ConvVAE, all_vaes, images, seeded
 import nnsight_vae as nv
 from nnsight_vae import CircuitError, DataError
 from nnsight_vae.circuits import thumbnails
-from nnsight_vae.circuits.png import data_uri, png
-from nnsight_vae.circuits.style import LOWERS, RAISES
+from nnsight_vae.circuits.drawing.png import data_uri, png
+from nnsight_vae.style import LOWERS, RAISES
 
 
 @pytest.fixture(scope="module")

@@ -25,13 +25,13 @@ from vaes import MLPVAE, ConvVAE, ResidualVAE, images, seeded
 
 import nnsight_vae as nv
 from nnsight_vae.circuits import score_edges
-from nnsight_vae.circuits.contraction import contracted
-from nnsight_vae.circuits.contributions import port_axis
-from nnsight_vae.circuits.cuts import Cut, cuts_of, nodes_of
-from nnsight_vae.circuits.pair_run import PairRun, pair_runs
-from nnsight_vae.circuits.partial import reached_with, run_with
-from nnsight_vae.circuits.rest import Rest
-from nnsight_vae.circuits.wiring import Wiring
+from nnsight_vae.circuits.wiring.contraction import contracted
+from nnsight_vae.circuits.wiring.contributions import port_axis
+from nnsight_vae.circuits.wiring.cuts import Cut, cuts_of, nodes_of
+from nnsight_vae.circuits.wiring.pair_run import PairRun, pair_runs
+from nnsight_vae.circuits.wiring.partial import reached_with, run_with
+from nnsight_vae.circuits.wiring.rest import Rest
+from nnsight_vae.circuits.wiring.wiring import Wiring
 from nnsight_vae.errors import CircuitError
 from nnsight_vae.pairs import Pairs
 from nnsight_vae.readouts import Pixels

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from nnsight_vae._canvas import bare, diverging, name_ticks, new_figure, quiet, signed
 from nnsight_vae.attribution.jacobian import Jacobian
 from nnsight_vae.attribution.pictures import DEAD, blank, full_colour
-from nnsight_vae.circuits.style import FAINT, INK, NEUTRAL
 from nnsight_vae.errors import DataError
+from nnsight_vae.style import FAINT, INK, NEUTRAL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

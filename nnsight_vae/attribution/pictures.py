@@ -14,8 +14,8 @@ from torch import Tensor
 
 from nnsight_vae._canvas import bare, channels_last, diverging, new_figure, quiet, show
 from nnsight_vae.attribution.base import record_of
-from nnsight_vae.circuits.style import FAINT, INK, NEUTRAL
 from nnsight_vae.errors import DataError
+from nnsight_vae.style import FAINT, INK, NEUTRAL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -53,7 +53,7 @@ class Folder:
 
     def graph(self, name: str, graph: nx.DiGraph) -> None:
         """Write a graph in the format its suffix names."""
-        from nnsight_vae.circuits.export import export
+        from nnsight_vae.circuits.files.export import export
 
         export(graph, self._note(name))
 

@@ -178,7 +178,7 @@ class Run:
 
     def graphs(self) -> None:
         """Drawing the model's graph over the factors."""
-        from nnsight_vae.circuits.draw import plot_factor_graph
+        from nnsight_vae.circuits.drawing.draw import plot_factor_graph
 
         n, seed, truth = len(self.batch), self.settings.seed, self.data.graph
         built = {"latents": factor_graph(self.vae, self.data, self.mapping, n=n, seed=seed)}
@@ -200,7 +200,7 @@ class Run:
 
     def circuit(self) -> None:
         """Extracting a circuit."""
-        from nnsight_vae.circuits.draw import plot_circuit
+        from nnsight_vae.circuits.drawing.draw import plot_circuit
 
         # One circuit, of the factor the latents move most: a factor the model does not carry has none to show.
         reach = dict(zip(self.mapping.factors, self.mapping.size.max(axis=0), strict=True))

@@ -25,11 +25,11 @@ from torch.nn.functional import avg_pool2d
 
 import nnsight_vae as nv
 from nnsight_vae.circuits import score_edges
-from nnsight_vae.circuits.contributions import apply
-from nnsight_vae.circuits.cuts import Block, Cut, cuts_of
-from nnsight_vae.circuits.edges import EdgeScores
-from nnsight_vae.circuits.pair_run import PairRun, pair_runs
-from nnsight_vae.circuits.wiring import Wiring
+from nnsight_vae.circuits.scoring.edges import EdgeScores
+from nnsight_vae.circuits.wiring.contributions import apply
+from nnsight_vae.circuits.wiring.cuts import Block, Cut, cuts_of
+from nnsight_vae.circuits.wiring.pair_run import PairRun, pair_runs
+from nnsight_vae.circuits.wiring.wiring import Wiring
 from nnsight_vae.engine import CHUNK_BYTES
 from nnsight_vae.models import ConvVAE, train
 from nnsight_vae.models.objectives import Objective

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, NamedTuple, get_args
 import numpy as np
 from jaxtyping import Bool, Float
 
-from nnsight_vae.circuits.edges import EdgeScores
 from nnsight_vae.circuits.known.circuit import KnownCircuit, Task
 from nnsight_vae.circuits.known.edge_strict import edge_strict
 from nnsight_vae.circuits.known.glass import glass_box
 from nnsight_vae.circuits.known.masked import masked
-from nnsight_vae.circuits.methods import BASELINES, Method
-from nnsight_vae.circuits.rules import FDR
-from nnsight_vae.circuits.scores import score_edges
-from nnsight_vae.circuits.search import circuit_from
+from nnsight_vae.circuits.scoring.edges import EdgeScores
+from nnsight_vae.circuits.scoring.methods import BASELINES, Method
+from nnsight_vae.circuits.scoring.scores import score_edges
+from nnsight_vae.circuits.selection.rules import FDR
+from nnsight_vae.circuits.selection.search import circuit_from
 from nnsight_vae.errors import CircuitError
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from nnsight_vae.circuits.known.circuit import KnownCircuit
 from nnsight_vae.circuits.known.edge_strict import RECORD, WEIGHTS, known_of
 from nnsight_vae.circuits.known.edge_strict_training import STEPS, declare, train
 from nnsight_vae.circuits.known.hiding import Disguise, hide
-from nnsight_vae.circuits.scores import score_edges
+from nnsight_vae.circuits.scoring.scores import score_edges
 from nnsight_vae.errors import CircuitError
 from nnsight_vae.models.files import write_json, write_tensors
 from nnsight_vae.progress import progress_bar

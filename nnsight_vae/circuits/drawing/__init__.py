@@ -1,0 +1,1 @@
+"""Circuits as pictures and as an interactive page."""

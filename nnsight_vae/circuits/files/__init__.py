@@ -1,0 +1,1 @@
+"""Circuits in files that other tools open, and back without loss."""

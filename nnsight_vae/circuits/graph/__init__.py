@@ -1,0 +1,1 @@
+"""A circuit as data: lists of records, and matrices by column."""

@@ -1,0 +1,1 @@
+"""Edge scores: the methods, and the result they share."""

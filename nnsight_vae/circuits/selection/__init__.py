@@ -1,0 +1,1 @@
+"""From scored edges to a circuit: rules, searches, and the graph they leave."""

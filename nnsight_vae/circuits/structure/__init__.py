@@ -1,0 +1,1 @@
+"""The shape of circuits: motifs, hubs, overlap, communities, each beside its null."""

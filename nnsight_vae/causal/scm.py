@@ -3,43 +3,19 @@
 from __future__ import annotations
 
 import graphlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
 
 from ..errors import DataError
+from .mechanisms import Mechanism as Mechanism
 
 if TYPE_CHECKING:
     import networkx as nx
 
-Values = Mapping[str, np.ndarray]
 Do = Mapping[str, float | np.ndarray]
-
-
-@dataclass(frozen=True)
-class Mechanism:
-    """How one variable comes about: `value = function(parents, noise)`.
-
-    Args:
-        parents: names of its direct causes; empty for a root.
-        function: vectorised over n units: takes {parent: values of shape (n,)} and the noise, shape (n,), and returns
-            the variable's values, shape (n,). It must not draw random numbers of its own.
-        noise: draws the variable's exogenous noise, (generator, n) -> shape (n,).
-
-    Example:
-        >>> import numpy as np
-        >>> normal = lambda rng, n: rng.normal(size=n)
-        >>> double = Mechanism(("x",), lambda parents, noise: 2 * parents["x"] + noise, normal)
-        >>> double.function({"x": np.array([1.0, 2.0])}, np.zeros(2))
-        array([2., 4.])
-    """
-
-    parents: tuple[str, ...]
-    function: Callable[[Values, np.ndarray], np.ndarray]
-    noise: Callable[[np.random.Generator, int], np.ndarray]
 
 
 class SCM:
@@ -55,6 +31,7 @@ class SCM:
 
     Attributes:
         names: the variables, in column order.
+        weights: of a linear model (`SCM.linear`), (cause, effect) -> weight; None of others.
 
     Raises:
         DataError: if there are no variables, a parent is unknown, or the parents form a cycle.
@@ -73,6 +50,8 @@ class SCM:
         [[1.0, 3.0], [1.0, 3.0]]
     """
 
+    weights: dict[tuple[str, str], float] | None = None
+
     def __init__(self, mechanisms: Mapping[str, Mechanism], dtype: type[np.floating] = np.float64) -> None:
         if not mechanisms:
             raise DataError("SCM: got no mechanisms, expected {name: Mechanism(parents, function, noise)}.")
@@ -88,6 +67,90 @@ class SCM:
             self._order = tuple(order)
         except graphlib.CycleError as error:
             raise DataError(f"SCM: the mechanisms form a cycle {' -> '.join(error.args[1])}.") from error
+
+    @classmethod
+    def linear(cls, weights: Mapping[tuple[str, str], float], noise: Mapping[str, float]) -> SCM:
+        """A linear Gaussian model: `x_j = sum_i W_ij x_i + sd_j N(0, 1)`.
+
+        Args:
+            weights: (cause, effect) -> W_ij.
+            noise: variable -> sd_j, at least 0; its keys are the variables, in column order.
+
+        Raises:
+            DataError: an unknown variable, a cycle, or numbers that are not finite.
+
+        Example:
+            >>> SCM.linear({("x", "y"): 2.0}, {"x": 1.0, "y": 0.1})
+            SCM(x, y; x -> y)
+        """
+        if unknown := [pair for pair in weights if not set(pair) <= set(noise)]:
+            raise DataError(f"SCM.linear: weights of {unknown}, but noise names the variables {tuple(noise)}.")
+        if not np.isfinite([*weights.values(), *noise.values()]).all() or min(noise.values(), default=0) < 0:
+            raise DataError("SCM.linear: expected finite weights, and standard deviations of at least 0.")
+
+        def mechanism(name: str, sd: float) -> Mechanism:
+            causes = {cause: weight for (cause, effect), weight in weights.items() if effect == name and weight}
+            return Mechanism.additive(
+                tuple(causes),
+                lambda p: sum((weight * p[cause] for cause, weight in causes.items()), 0.0),
+                lambda rng, n: sd * rng.standard_normal(n),
+            )
+
+        scm = cls({name: mechanism(name, sd) for name, sd in noise.items()})
+        scm.weights = dict(weights)
+        return scm
+
+    def total_effects(self) -> Float[np.ndarray, "f f"]:
+        """Of a linear model: what one unit more of variable i adds to variable j, `(I - W)^-1`, 1 on the diagonal.
+
+        Raises:
+            DataError: the model was not made by `SCM.linear`.
+
+        Source: Bollen 1989, Structural Equations with Latent Variables, chapter 8.
+
+        Example:
+            >>> scm = SCM.linear({("x", "y"): 2.0, ("y", "z"): 3.0}, {"x": 1.0, "y": 1.0, "z": 1.0})
+            >>> scm.total_effects()[0].tolist()
+            [1.0, 2.0, 6.0]
+        """
+        if self.weights is None:
+            raise DataError(
+                "SCM.total_effects: effects of a non-linear model depend on the value; take differences of counterfactual(), "
+                "or make the model with SCM.linear(weights, noise)."
+            )
+        matrix = np.zeros((len(self.names), len(self.names)))
+        for (cause, effect), weight in self.weights.items():
+            matrix[self.names.index(cause), self.names.index(effect)] = weight
+        return np.linalg.inv(np.eye(len(matrix)) - matrix)
+
+    @property
+    def discrete(self) -> dict[str, tuple[float, ...]]:
+        """The discrete variables and the values they can take."""
+        return {name: m.values for name, m in self.mechanisms.items() if m.values is not None}
+
+    def ancestors(self, name: str) -> tuple[str, ...]:
+        """All causes of a variable, direct and indirect, in column order.
+
+        Raises:
+            DataError: an unknown variable.
+        """
+        return self._reached(name, "ancestors")
+
+    def descendants(self, name: str) -> tuple[str, ...]:
+        """All effects of a variable, direct and indirect, in column order.
+
+        Raises:
+            DataError: an unknown variable.
+        """
+        return self._reached(name, "descendants")
+
+    def _reached(self, name: str, how: str) -> tuple[str, ...]:
+        import networkx as nx
+
+        if name not in self.mechanisms:
+            raise DataError(f"SCM.{how}: no variable {name!r}; variables are {self.names}.")
+        found = getattr(nx, how)(self.graph, name)
+        return tuple(each for each in self.names if each in found)
 
     @property
     def graph(self) -> nx.DiGraph:
@@ -160,12 +223,54 @@ class SCM:
             else:
                 mechanism = self.mechanisms[name]
                 parents = {parent: columns[parent] for parent in mechanism.parents}
-                value, what = (
-                    mechanism.function(parents, noise[:, self.names.index(name)]),
-                    f"the mechanism of {name!r}",
-                )
+                value = mechanism.function(parents, noise[:, self.names.index(name)])
+                what = f"the mechanism of {name!r}"
             columns[name] = _checked(what, np.asarray(value), n).astype(self.dtype)
+            _check_levels(what, columns[name], self.mechanisms[name].values)
         return np.stack([columns[name] for name in self.names], axis=1)
+
+    def abduct(self, values: Float[np.ndarray, "n f"]) -> Float[np.ndarray, "n f"]:
+        """The noise of units whose values were observed: the first step of a counterfactual of data that came without it.
+
+        Args:
+            values: one row per unit, one column per variable in the order of `names`.
+
+        Returns: noise that gives these values, to rounding; a counterfactual is `counterfactual(noise, do)`.
+
+        Raises:
+            DataError: a mechanism states no inverse (of a discrete variable many noises give one value), the values are ill-formed,
+                or no noise gives them.
+
+        Source: Pearl, Causality (2009), theorem 7.1.7: abduction, action, prediction.
+
+        Example:
+            >>> scm = SCM.linear({("x", "y"): 2.0}, {"x": 1.0, "y": 1.0})
+            >>> scm.abduct(np.array([[1.0, 2.5]])).tolist()
+            [[1.0, 0.5]]
+        """
+        values = np.asarray(values, dtype=np.float64)
+        if values.ndim != 2 or values.shape[1] != len(self.names) or not np.isfinite(values).all():
+            raise DataError(
+                f"SCM.abduct: values have shape {values.shape}, expected finite numbers (n, {len(self.names)}): columns {self.names}."
+            )
+        columns = dict(zip(self.names, values.T, strict=True))
+        noise = np.empty_like(values)
+        for j, (name, mechanism) in enumerate(self.mechanisms.items()):
+            if mechanism.inverse is None:
+                raise DataError(
+                    f"SCM.abduct: the mechanism of {name!r} has no inverse, so its noise cannot be told from values; state "
+                    "Mechanism(..., inverse=...), or keep the noise that sample() returned."
+                )
+            found = mechanism.inverse({parent: columns[parent] for parent in mechanism.parents}, columns[name])
+            noise[:, j] = _checked(f"the inverse of {name!r}", np.asarray(found), len(values))
+        off = np.abs(self.counterfactual(noise) - values) > np.sqrt(np.finfo(self.dtype).eps) * (1 + np.abs(values))
+        if off.any():
+            row, j = np.argwhere(off)[0]
+            raise DataError(
+                f"SCM.abduct: no noise gives {self.names[j]} = {values[row, j]:g} of unit {row}, given its causes; "
+                f"{int(off.any(axis=1).sum())} of {len(values)} units cannot come about in this model."
+            )
+        return noise
 
     def __repr__(self) -> str:
         edges = ", ".join(f"{parent} -> {name}" for name, m in self.mechanisms.items() for parent in m.parents)
@@ -180,3 +285,14 @@ def _checked(what: str, value: np.ndarray, n: int) -> np.ndarray:
     if not np.isfinite(value).all():
         raise DataError(f"SCM: {what} gave NaN or infinite values.")
     return np.broadcast_to(value, (n,))
+
+
+def _check_levels(what: str, values: np.ndarray, levels: tuple[float, ...] | None) -> None:
+    if levels is None:
+        return
+    known = np.isin(values, np.asarray(levels, dtype=values.dtype))
+    if not known.all():
+        shown = ", ".join(f"{level:g}" for level in levels)
+        raise DataError(
+            f"SCM: {what} gave {values[~known][0]:g}, but the variable is discrete and takes {shown} only; there is nothing between."
+        )

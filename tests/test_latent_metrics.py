@@ -146,6 +146,23 @@ def test_activity_of_a_vae_is_kl_and_variance_of_its_posterior(world):
     assert by_arrays.kl.values == pytest.approx(found.kl.values)
 
 
+def test_activity_of_another_law_is_its_own_kl():
+    module = nv.models.MLPVAE(image_shape=(1, 4, 4), latent=2, hidden=(4,))
+    law = torch.distributions.Laplace
+
+    def encode(x):
+        mu, logvar = module.encode(x)
+        return law(mu, torch.exp(0.5 * logvar))
+
+    vae = nv.adapt(module, encoder=encode, decoder=module.decode, example=torch.rand(2, 1, 4, 4))
+    x = torch.rand(9, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        nats = torch.distributions.kl_divergence(encode(x), law(torch.zeros(()), torch.ones(()))).mean(0)
+    np.testing.assert_allclose(nv.metrics.activity(vae, x).kl.values, nats, rtol=1e-5)
+    with pytest.raises(DataError, match=r"kl \(9, 3\)"):
+        nv.metrics.activity(np.zeros((9, 2)), np.zeros((9, 2)), kl=np.zeros((9, 3)))
+
+
 @pytest.mark.parametrize("source", ["prior", "posterior"])
 def test_the_response_matrix_of_a_linear_vae_has_a_closed_form(world, source):
     """R_jk = |H_kj| sqrt(E (r_j - mu_j)^2), H = A B, with r the very draws: exact; and against E (r - mu)^2 = 1 + E mu^2 for the prior."""

@@ -163,8 +163,9 @@ def activity(data: VAE | np.ndarray, x: Tensor | np.ndarray | None = None, **opt
     if not isinstance(data, VAE):
         return latent_activity.activity(data, _inputs(x), **options)
     acts = activations(data, _inputs(x), ["latent.mu", "latent.logvar"])
-    mu, logvar = (acts[name].double().cpu().numpy() for name in acts)
-    return latent_activity.activity(mu, logvar, **options)
+    mu, logvar = (acts[name].double().cpu() for name in acts)
+    nats = data.law(mu, logvar).kl().numpy()
+    return latent_activity.activity(mu.numpy(), logvar.numpy(), kl=nats, **options)
 
 
 def _inputs(x: Any) -> Any:

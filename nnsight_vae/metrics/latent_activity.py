@@ -52,19 +52,21 @@ def activity(
     mu: Float[np.ndarray, "example latent *position"],
     logvar: Float[np.ndarray, "example latent *position"],
     *,
+    kl: Float[np.ndarray, "example latent *position"] | None = None,
     level: float = 0.95,
     n_boot: int = 2000,
     seed: int = 0,
 ) -> Activity:
     """KL and posterior-mean variance of each latent, and how many latents are active by either.
 
-        KL_k = E_x (mu_k^2 + exp(logvar_k) - 1 - logvar_k) / 2,   A_k = Var_x(mu_k)
+        KL_k = E_x (mu_k^2 + exp(logvar_k) - 1 - logvar_k) / 2,   A_k = Var_x(mu_k)         of a Gaussian posterior
 
     Of a latent with positions, KL_k is the sum over positions (nats add up), A_k the mean over positions of the variances.
 
     Args:
         mu: posterior means.
         logvar: posterior log variances.
+        kl: KL of each example's posterior from its prior in nats, where it is no Gaussian.
         level: coverage of the intervals.
         n_boot: resamples of the examples.
         seed: of the resampling.
@@ -87,9 +89,11 @@ def activity(
     logvar = checked(logvar, "logvar", axes)
     if logvar.shape != mu.shape:
         raise DataError(f"mu has shape {mu.shape} and logvar {logvar.shape}; expected one of each for every latent.")
-    kl = 0.5 * (mu**2 + np.exp(logvar) - 1 - logvar)
+    given = 0.5 * (mu**2 + np.exp(logvar) - 1 - logvar) if kl is None else checked(kl, "kl", axes)
+    if given.shape != mu.shape:
+        raise DataError(f"mu has shape {mu.shape} and kl {given.shape}; expected one of each for every latent.")
     n, n_latents = mu.shape[:2]
-    nats = kl.reshape(n, n_latents, -1).sum(axis=2)
+    nats = given.reshape(n, n_latents, -1).sum(axis=2)
     # The centre is held in every resample; see `squared_deviations`.
     variances = ((mu - mu.mean(axis=0)) ** 2).reshape(n, n_latents, -1).mean(axis=2)
 

@@ -159,7 +159,7 @@ def test_activity_of_another_law_is_its_own_kl():
     with torch.no_grad():
         nats = torch.distributions.kl_divergence(encode(x), law(torch.zeros(()), torch.ones(()))).mean(0)
     np.testing.assert_allclose(nv.metrics.activity(vae, x).kl.values, nats, rtol=1e-5)
-    with pytest.raises(DataError, match=r"kl \(9, 3\)"):
+    with pytest.raises(nv.DataError, match=r"kl \(9, 3\)"):
         nv.metrics.activity(np.zeros((9, 2)), np.zeros((9, 2)), kl=np.zeros((9, 3)))
 
 

@@ -1,4 +1,5 @@
 from .abstraction import InterchangeAccuracy as InterchangeAccuracy, interchange_accuracy as interchange_accuracy
+from .factor_circuits import FactorCircuits as FactorCircuits, factor_circuits as factor_circuits
 from .graphs import (
     GraphComparison as GraphComparison,
     ancestor_aid as ancestor_aid,

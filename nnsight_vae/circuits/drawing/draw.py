@@ -183,9 +183,12 @@ def _circuit_legend(drawing: Scene, factors: Mapping[str, str]) -> list[tuple[st
     entries: list[tuple[str, dict[str, Any]]] = []
     for factor, colour in factors.items():
         entries.append((factor, {"edgecolor": colour, "linewidth": 2.5}))
-    if not factors and any(s > 0 for s in strengths):
+    signed_strengths = [
+        curve.strength for curve in drawing.curves if curve.strength and curve.colour in (RAISES, LOWERS)
+    ]
+    if any(s > 0 for s in signed_strengths):
         entries.append(("raises", {"edgecolor": RAISES, "linewidth": 2.5}))
-    if not factors and any(s < 0 for s in strengths):
+    if any(s < 0 for s in signed_strengths):
         entries.append(("lowers", {"edgecolor": LOWERS, "linewidth": 2.5}))
     if any(curve.uncertain for curve in drawing.curves):
         entries.append(("interval covers 0", {"edgecolor": FAINT, "linewidth": 1.2, "linestyle": _DASHED}))

@@ -27,7 +27,8 @@ def prominence(graph: nx.DiGraph) -> dict[tuple[Any, Any], float]:
     """Edge -> its size relative to the largest edge into the same layer, in [0, 1]; the order of a faithfulness curve.
 
     The size is |share of the total effect| where edges have one, else |strength|. A wide layer spreads the same effect over
-    more edges than a narrow one: of absolute sizes, it would show none.
+    more edges than a narrow one: of absolute sizes, it would show none. Where circuits of several factors are in one graph, an
+    edge is measured against those of its own factor, as the factor sees it most: one that is spread wide would show none either.
 
     Example:
         >>> graph = nx.DiGraph()
@@ -36,21 +37,31 @@ def prominence(graph: nx.DiGraph) -> dict[tuple[Any, Any], float]:
         >>> list(prominence(graph).values())
         [1.0, 0.5, 1.0]
     """
-    sizes = {}
-    for source, target, data in graph.edges(data=True):
-        share = _finite(data.get("share"))
-        sizes[source, target] = abs(strength(data) or 0.0 if share is None else share)
+    sizes = {edge: _sizes(graph.edges[edge]) for edge in graph.edges}
+    layer = {node: data.get("layer") for node, data in graph.nodes(data=True)}
     largest: dict[Any, float] = {}
-    for (_, target), size in sizes.items():
-        layer = graph.nodes[target].get("layer")
-        largest[layer] = max(largest.get(layer, 0.0), size)
-    return {edge: size / (largest[graph.nodes[edge[1]].get("layer")] or 1.0) for edge, size in sizes.items()}
+    for (_, target), own in sizes.items():
+        for factor, size in own.items():
+            largest[layer[target], factor] = max(largest.get((layer[target], factor), 0.0), size)
+    return {
+        edge: max(size / (largest[layer[edge[1]], factor] or 1.0) for factor, size in own.items())
+        for edge, own in sizes.items()
+    }
+
+
+def _sizes(data: Mapping[str, Any]) -> dict[Any, float]:
+    """The size of an edge for each factor in whose circuit it is; for None where there are no factors."""
+    shares = data.get("factors")
+    if isinstance(shares, Mapping) and shares:
+        return {factor: abs(_finite(share) or 0.0) for factor, share in shares.items()}
+    share = _finite(data.get("share"))
+    return {None: abs(strength(data) or 0.0 if share is None else share)}
 
 
 def on_paths(graph: nx.DiGraph) -> dict[tuple[Any, Any], float]:
     """Edge -> the largest prominence t such that it lies on a whole path of edges of prominence t or more.
 
-    The edges above any t are whole paths from a source of the graph to a sink: no loose ends. Dropping loose ends changes no
+    The edges above any t are whole paths from a factor, or another source of the graph, to a sink: no loose ends. Dropping loose ends changes no
     effect of a circuit: what they carry arrives nowhere. In a graph with cycles it is the prominence itself.
 
     Example:
@@ -66,7 +77,10 @@ def on_paths(graph: nx.DiGraph) -> dict[tuple[Any, Any], float]:
     order = list(nx.topological_sort(graph))
     reached, reaching = dict.fromkeys(order, 1.0), dict.fromkeys(order, 1.0)
     for node in order:
-        reached[node] = max((min(reached[a], own[a, node]) for a in graph.predecessors(node)), default=1.0)
+        if (
+            graph.nodes[node].get("kind") != "factor"
+        ):  # one that other factors lead to, as in the world, begins its own circuit
+            reached[node] = max((min(reached[a], own[a, node]) for a in graph.predecessors(node)), default=1.0)
     for node in reversed(order):
         reaching[node] = max((min(reaching[b], own[node, b]) for b in graph.successors(node)), default=1.0)
     return {(a, b): min(reached[a], value, reaching[b]) for (a, b), value in own.items()}

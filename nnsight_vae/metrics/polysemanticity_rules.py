@@ -1,0 +1,132 @@
+"""From tests of every unit on every factor to one verdict a unit, with its error controlled over all units."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from nnsight_vae.stats.discovery import DiscoveryMethod
+from nnsight_vae.stats.significance import benjamini_hochberg, benjamini_yekutieli
+
+Verdict = Literal["dead", "monosemantic", "polysemantic", "undetermined"]
+VERDICTS: tuple[Verdict, ...] = ("dead", "monosemantic", "polysemantic")  # those that say something
+
+
+class Judged(NamedTuple):
+    """Verdicts of units.
+
+    Attributes:
+        verdicts: one a unit.
+        factors: for each unit, the numbers of the factors that its verdict names: one of a monosemantic unit, two or more of a
+            polysemantic one.
+        p: for each unit, the p-value of its most supported verdict being wrong.
+        q: the same, adjusted over units.
+    """
+
+    verdicts: tuple[Verdict, ...]
+    factors: tuple[tuple[int, ...], ...]
+    p: Float[np.ndarray, " unit"]
+    q: Float[np.ndarray, " unit"]
+
+
+def verdict_pvalues(
+    above: Float[np.ndarray, "unit factor"], below: Float[np.ndarray, "unit factor"]
+) -> Float[np.ndarray, "verdict unit"]:
+    """For each of dead, monosemantic and polysemantic, the p-value of "this is not so".
+
+    With `above` p-values of "the effect on f is at most the minimum" and `below` of "it is at least the minimum", K factors, (i)
+    the i-th smallest over factors:
+
+        dead            max_f below                              intersection-union: one effect that counts makes it wrong
+        monosemantic    max(K above_(1), 2 below_(K-1))          wrong if none is above, if two are not below, or if it is
+                                                                 another factor than that of above_(1)
+        polysemantic    K above_(2)                              wrong if fewer than two are above, or not the two named
+
+    Each is valid whatever the dependence between factors. Where no effect is above, K above_(1) is Bonferroni's. Where two or
+    more, m of them, are not below, below_(K-1) <= x makes m - 1 of m valid p-values <= x, which by Markov's inequality has a chance
+    of at most x m / (m - 1) <= 2x. Where only f is not below, naming another factor g needs above_g <= x / K.
+
+    Args:
+        above: small where a factor is moved.
+        below: small where it is not.
+
+    Source: Berger 1982, Technometrics 24, 295-300 (intersection-union); Benjamini & Heller 2008, Biometrics 64, 1215-1222
+        (partial conjunction).
+
+    Example:
+        >>> above, below = np.array([[0.001, 0.99, 0.99]]), np.array([[0.999, 0.01, 0.01]])
+        >>> verdict_pvalues(above, below)[:, 0].tolist()
+        [0.999, 0.02, 1.0]
+    """
+    k = above.shape[1]
+    rising, falling = np.sort(above, axis=1), -np.sort(-below, axis=1)
+    others = 2 * falling[:, 1] if k > 1 else np.zeros(len(above))
+    second = k * rising[:, 1] if k > 1 else np.ones(len(above))
+    return np.minimum([falling[:, 0], np.maximum(k * rising[:, 0], others), second], 1.0)
+
+
+def judge(
+    above: Float[np.ndarray, "unit factor"],
+    below: Float[np.ndarray, "unit factor"],
+    standing: Float[np.ndarray, "unit factor"] | None = None,
+    *,
+    q: float = 0.05,
+    method: DiscoveryMethod = "bh",
+) -> Judged:
+    """A verdict for each unit, at false verdict rate q: the expected share of wrong ones among those given.
+
+    Three verdicts are possible of a unit, so its p-value is three times the least of `verdict_pvalues`, and the chance that the
+    unit is given a wrong verdict at level a is at most a. Benjamini-Hochberg over units then holds the rate for independent
+    units; "by" whatever their dependence. A verdict that names a wrong factor is wrong.
+
+    Args:
+        above, below: as in `verdict_pvalues`.
+        standing: p-values of "the unit moves this factor no more than a random direction of its layer would", where they are known.
+            A random direction is always a bit of everything, so it takes more than that to be called polysemantic.
+        q: false verdict rate.
+        method: `"bh"` or `"by"`.
+
+    Example:
+        >>> above = np.array([[1e-6, 0.9999], [1e-6, 1e-6], [0.9999, 0.9999], [0.3, 0.9999]])
+        >>> judge(above, 1 - above).verdicts
+        ('monosemantic', 'polysemantic', 'dead', 'undetermined')
+    """
+    moves = above if standing is None else np.maximum(above, standing)
+    wrong = verdict_pvalues(above, below)
+    wrong[2] = verdict_pvalues(moves, below)[2]
+    p = np.minimum(len(VERDICTS) * wrong.min(axis=0), 1.0)
+    adjusted = (benjamini_hochberg if method == "bh" else benjamini_yekutieli)(p)
+    given = adjusted <= q
+    cut = p[given].max(initial=0.0)  # the level that the procedure came down to
+    verdicts, factors = [], []
+    for u, label in enumerate(wrong.argmin(axis=0)):
+        verdict: Verdict = VERDICTS[label] if given[u] else "undetermined"
+        named: tuple[int, ...] = ()
+        if verdict == "monosemantic":
+            named = (int(above[u].argmin()),)
+        elif verdict == "polysemantic":
+            named = tuple(np.flatnonzero(len(VERDICTS) * above.shape[1] * moves[u] <= cut).tolist())
+        verdicts.append(verdict)
+        factors.append(named)
+    return Judged(tuple(verdicts), tuple(factors), p, adjusted)
+
+
+def verdict_from_bounds(
+    low: Float[np.ndarray, " factor"], high: Float[np.ndarray, " factor"], least: float
+) -> Verdict:
+    """The verdict that follows where each factor's size is known to lie between two bounds.
+
+    Example:
+        >>> verdict_from_bounds(np.array([0.4, 0.0]), np.array([0.6, 0.1]), 0.3)
+        'monosemantic'
+    """
+    above, below = low > least, high < least
+    if below.all():
+        return "dead"
+    if above.sum() >= 2:
+        return "polysemantic"
+    if above.sum() == 1 and below.sum() == len(low) - 1:
+        return "monosemantic"
+    return "undetermined"

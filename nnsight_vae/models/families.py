@@ -220,7 +220,6 @@ class VQObjective(Objective):
     def minibatch(self, run: Run, x: Float[Tensor, "n c h w"], images: int) -> tuple[dict[str, Tensor], Tensor]:
         """The losses of one minibatch by column, and its encodings before quantisation; draws nothing."""
         reconstruction, h, q = run.module(x)
-        run.require_finite(reconstruction)
         fit = reconstruction_loss(reconstruction, x, self.likelihood, self.sd).mean()
         commitment = commitment_loss(h, q)
         return {"loss": fit + self.beta * commitment, "reconstruction": fit, "commitment": commitment}, h

@@ -132,7 +132,7 @@ def train(
     adversary = task.objective.adversary(arguments["latent"], generator)
     if adversary is not None:
         adversary.module.to(task.device)
-    optimizer = torch.optim.Adam(module.parameters(), lr=lr)
+    optimizer = torch.optim.Adam(module.parameters(), lr=lr, foreach=True)
     run = Run(module, optimizer, generator, task.objective.columns, adversary)
     folder = None if out is None else _writable(Path(out))
     if folder is not None:
@@ -218,8 +218,8 @@ class _Task:
         return torch.randint(len(images), (self.batch_size,), generator=run.generator)
 
     def _batch(self, images: Tensor, rows: Tensor) -> Tensor:
-        x = images[rows].to(self.device, memory_format=self.memory_format)
-        return x.float() / 255 if x.dtype == torch.uint8 else x.float()
+        x = images.index_select(0, rows.to(images.device)).to(self.device, memory_format=self.memory_format)
+        return x.float().div_(255) if x.dtype == torch.uint8 else x.float()
 
 
 def _check_trains(objective: Objective, architecture: str) -> None:

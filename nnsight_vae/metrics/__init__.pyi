@@ -12,6 +12,10 @@ from .fronts import (
     intervention_specificity as intervention_specificity,
     latent_response_matrix as latent_response_matrix,
 )
+from .generative import (
+    causal_disentanglement as causal_disentanglement,
+    counterfactual_generativeness as counterfactual_generativeness,
+)
 from .information import mig as mig, modularity as modularity
 from .latent_activity import Activity as Activity
 from .mec import infomec as infomec

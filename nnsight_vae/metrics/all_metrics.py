@@ -2,27 +2,70 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import networkx as nx
+import numpy as np
+import torch
+
 from nnsight_vae.arguments import require
-from nnsight_vae.datasets.base import Dataset
+from nnsight_vae.datasets.base import Batch, Dataset
 from nnsight_vae.engine import activations
 from nnsight_vae.errors import DataError
-from nnsight_vae.metrics.correlated import mcc
+from nnsight_vae.metrics.correlated import mcc, support_distance, total_correlation
 from nnsight_vae.metrics.fronts import activity
+from nnsight_vae.metrics.generative import causal_disentanglement, counterfactual_generativeness
 from nnsight_vae.metrics.information import mig, modularity
 from nnsight_vae.metrics.latent_activity import ACTIVE
 from nnsight_vae.metrics.mec import infomec
+from nnsight_vae.metrics.moved_latents import moved_latents
 from nnsight_vae.metrics.predictive import dci, explicitness, sap
 from nnsight_vae.metrics.robustness import irs, unconfoundedness
-from nnsight_vae.metrics.tables import FactorScore
+from nnsight_vae.metrics.tables import FactorScore, Table
+from nnsight_vae.metrics.votes import beta_vae_score, factor_vae_score, grid_sampler
 from nnsight_vae.progress import progress_bar
+from nnsight_vae.readouts import Readout
 from nnsight_vae.vae import VAE
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+def _votes(score: Callable[..., FactorScore]) -> Callable[..., FactorScore]:
+    """A metric of votes whose batches share a value of a factor, or a class of one that is continuous."""
+
+    def metric(codes: np.ndarray, factors: np.ndarray, *, seed: int = 0) -> FactorScore:
+        table = Table.of(codes, factors)
+        found = score(grid_sampler(table.codes, table.classes), table.classes.shape[1], seed=seed)
+        shared = f"batches share one of ten equally frequent classes of factors {list(table.binned)}"
+        return replace(found, note="; ".join(filter(None, (found.note, shared if table.binned else ""))))
+
+    return metric
+
+
+def _of_codes(
+    metric: str, score: Callable[[np.ndarray], float], codes: np.ndarray, n_null: int, seed: int
+) -> FactorScore:
+    """A metric that needs no factors, beside its value where every latent is permuted on its own, and so independent."""
+    rng = np.random.default_rng(seed)
+    nulls = [score(rng.permuted(codes, axis=0)) for _ in range(n_null)]
+    null, high = (float(np.mean(nulls)), max(nulls)) if nulls else (None, None)
+    return FactorScore(metric, score(codes), null, high, note="of codes alone; 0 or low is independent")
+
+
+def _support_distance(
+    codes: np.ndarray, factors: np.ndarray, *, draws: int = 10_000, n_null: int = 5, seed: int = 0
+) -> FactorScore:
+    return _of_codes("IOSS", lambda c: support_distance(c, draws=draws, seed=seed), codes, n_null, seed)
+
+
+def _total_correlation(codes: np.ndarray, factors: np.ndarray, *, n_null: int = 20, seed: int = 0) -> FactorScore:
+    return _of_codes("total correlation (nats)", total_correlation, codes, n_null, seed)
+
 
 METRICS: dict[str, Callable[..., FactorScore]] = {
     "mig": mig,
@@ -34,6 +77,14 @@ METRICS: dict[str, Callable[..., FactorScore]] = {
     "unconfoundedness": unconfoundedness,
     "infomec": infomec,
     "mcc": mcc,
+    "factor_vae_score": _votes(factor_vae_score),
+    "beta_vae_score": _votes(beta_vae_score),
+    "support_distance": _support_distance,
+    "total_correlation": _total_correlation,
+}
+GENERATIVE = {  # of the decoder too: what a readout sees when latents are moved
+    "counterfactual_generativeness": counterfactual_generativeness,
+    "causal_disentanglement": causal_disentanglement,
 }
 
 
@@ -78,6 +129,7 @@ def disentanglement(
     *,
     n: int = 2000,
     metrics: Sequence[str] = ("mig", "sap", "dci", "modularity", "explicitness", "irs", "mcc"),
+    readout: Readout | None = None,
     seed: int = 0,
     progress: bool | None = None,
     **options: Any,
@@ -91,15 +143,18 @@ def disentanglement(
         vae: the model.
         data: images with factors.
         n: number of images of each kind.
-        metrics: of `METRICS`: mig, modularity, sap, dci, explicitness, irs, unconfoundedness, infomec, mcc.
+        metrics: of codes and factors: mig, modularity, sap, dci, explicitness, irs, unconfoundedness, infomec, mcc,
+            factor_vae_score, beta_vae_score; of codes alone: support_distance (IOSS), total_correlation; of the decoder, read by
+            `readout`: counterfactual_generativeness, causal_disentanglement (CDM, where the causal graph is known).
+        readout: of the factors, for the metrics of the decoder; `data.readout()` by default.
         seed: of images and metrics.
         progress: show a bar; by default on an interactive terminal.
-        options: passed on to every metric, such as `n_null`.
+        options: passed on to every metric that takes them, such as `n_null`.
 
     Returns: every score beside that of unrelated codes.
 
     Raises:
-        DataError: an unknown metric, no active latent, spatial latents, or metrics' own reasons.
+        DataError: an unknown metric or option, no causal graph for CDM, no active latent, spatial latents, or metrics' own reasons.
 
     Example:
         >>> import nnsight_vae as nv
@@ -111,30 +166,79 @@ def disentanglement(
     require(vae)
     if not isinstance(data, Dataset):
         raise DataError(f"got a {type(data).__name__} where a data set belongs, such as nv.datasets.load('pendulum').")
-    unknown = [name for name in metrics if name not in METRICS]
-    if unknown or not metrics:
-        raise DataError(f"metrics={list(metrics)}: expected some of {', '.join(METRICS)}.")
+    takes = _options(metrics, options)
+    if "causal_disentanglement" in metrics and data.graph is None:
+        raise DataError(f"causal_disentanglement asks for the causal graph, and that of {data.name} is not known.")
     batches = {"observational": data.sample(n, seed)}
     if hasattr(data, "sample_independent"):
         batches["independent"] = data.sample_independent(n, seed)
-    scores: dict[tuple[str, str], FactorScore] = {}
     informed = activity(vae, batches["observational"].images).kl.values
-    latents = [k for k, nats in enumerate(informed) if nats is not None and nats > ACTIVE]
-    codes = {
-        how: activations(vae, b.images, ["latent.mu"])["latent.mu"].double().cpu().numpy() for how, b in batches.items()
-    }
-    if any(array.ndim != 2 for array in codes.values()):
+    latents = tuple(k for k, nats in enumerate(informed) if nats is not None and nats > ACTIVE)
+    means = {how: activations(vae, b.images, ["latent.mu"])["latent.mu"] for how, b in batches.items()}
+    if any(mu.ndim != 2 for mu in means.values()):
         raise DataError(
             "spatial latents have no one number an image; give codes of your own to the metrics, such as their mean."
         )
     if not latents:
         raise DataError("no latent is active, so there are no codes to compare with factors.")
+    scores: dict[tuple[str, str], FactorScore] = {}
+    of_decoder = [name for name in metrics if name in GENERATIVE]
+    if of_decoder and readout is None:
+        readout = data.readout()
     with progress_bar("metrics", len(metrics) * len(batches), progress) as advance:
-        for name in metrics:
-            for how, batch in batches.items():
-                scores[name, how] = METRICS[name](
-                    codes[how][:, list(latents)], batch.factors.double().numpy(), seed=seed, **options
-                )
+        for how, batch in batches.items():
+            codes, factors = means[how].double().cpu().numpy()[:, list(latents)], batch.factors.double().numpy()
+            decoder = _decoder_scores(vae, data, means[how], latents, batch, readout, of_decoder) if readout else {}
+            for name in metrics:
+                metric = decoder.get(name) or partial(METRICS[name], codes, factors)
+                scores[name, how] = metric(seed=seed, **{o: options[o] for o in takes[name]})
                 if advance is not None:
                     advance(1)
-    return Disentanglement(scores, tuple(latents), next(iter(codes.values())).shape[1], n)
+    ordered = {(name, how): scores[name, how] for name in metrics for how in batches}
+    return Disentanglement(ordered, latents, next(iter(means.values())).shape[1], n)
+
+
+def _options(metrics: Sequence[str], options: dict[str, Any]) -> dict[str, list[str]]:
+    """The options that each metric takes."""
+    known = METRICS | GENERATIVE
+    if not metrics or any(name not in known for name in metrics):
+        raise DataError(f"metrics={list(metrics)}: expected some of {', '.join(known)}.")
+    takes = {name: [o for o in options if o in inspect.signature(known[name]).parameters] for name in metrics}
+    unused = [o for o in options if not any(o in taken for taken in takes.values())]
+    if unused:
+        raise DataError(f"{', '.join(unused)}: no option of {', '.join(metrics)}.")
+    return takes
+
+
+def _decoder_scores(
+    vae: VAE,
+    data: Dataset,
+    means: torch.Tensor,
+    latents: tuple[int, ...],
+    batch: Batch,
+    readout: Readout,
+    asked: Sequence[str],
+) -> dict[str, Callable[..., FactorScore]]:
+    """The metrics of the decoder, with their arrays filled in."""
+    if not asked:
+        return {}
+    moved = moved_latents(vae, means, latents, readout)
+    columns = [data.factors.index(name) for name in readout.names]
+    robust = irs(means.double().cpu().numpy()[:, list(latents)], batch.factors.double().numpy()[:, columns], n_null=0)
+    if robust.matrix is None or not (moved.reach > 0).all():
+        raise DataError(
+            "codes, or what the readout sees of the decoded images, never change, so nothing can be told of the decoder."
+        )
+    found: dict[str, Callable[..., FactorScore]] = {
+        "counterfactual_generativeness": partial(
+            counterfactual_generativeness,
+            moved.alone,
+            moved.others,
+            np.nan_to_num(robust.matrix, nan=-1).argmax(axis=0),
+            reach=moved.reach,
+        )
+    }
+    if data.graph is not None:
+        below = nx.to_numpy_array(nx.transitive_closure(data.graph), nodelist=list(readout.names)) > 0
+        found["causal_disentanglement"] = partial(causal_disentanglement, moved.shares, below)
+    return found

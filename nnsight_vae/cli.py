@@ -75,7 +75,8 @@ def demo(
         summary = analyze(nv.load(name), data, out / name, settings, name=name, say=_say_step)
         typer.echo(f"\n{summary}\n({time.monotonic() - start:.0f} s)")
         verdicts = summary.sections["factor_map"]["verdicts"]
-        swaps = [row["score"] for row in summary.sections["interchange"] if not row["propagate"]]
+        alone = [row for row in summary.sections["interchange"] if not row["propagate"] and not row["joint"]]
+        swaps = [row["score"] for row in alone if row["score"] is not None]
         found.append(
             f"  {name:<24}{verdicts.count('monosemantic')} monosemantic and {verdicts.count('polysemantic')} polysemantic latents; "
             f"swapping one latent a factor reproduces the world with accuracy {sum(swaps) / len(swaps):.2f}"

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from linear import LinearReadout, LinearVAE, LinearWorld
+from linear import LinearVAE, LinearWorld
 from scipy import stats
 
 import nnsight_vae as nv
@@ -77,7 +77,7 @@ def test_swapped_codes_are_knobs_and_draw_no_edges():
     assert {factor: graph.nodes[factor]["latent"] for factor in graph} == found.assignment
     assert graph.number_of_edges() == 0
     rows = nv.causal.interchange_accuracy(vae, WORLD, found, n=100).rows
-    assert {row.factor for row in rows} == set(WORLD.factors)
+    assert {row.factor for row in rows if not row.joint} == set(WORLD.factors)
     assert all(row.score > 0.85 for row in rows if not row.propagate)  # but for rounding to a code
 
 
@@ -245,9 +245,6 @@ def test_bad_input_is_refused():
     for latent in (3, -1):
         with pytest.raises(nv.DataError, match="latents 0-2"):
             nv.causal.interchange_accuracy(knobs(), WORLD, {"cause": latent})
-    blind = LinearReadout(torch.zeros(1, 3, dtype=torch.double))
-    with pytest.raises(nv.DataError, match="readout reads changes"):
-        nv.causal.interchange_accuracy(knobs(), WORLD, {"cause": 0}, readout=blind)
 
 
 def test_only_an_intervention_in_the_world_draws_the_graph_through_inputs():

@@ -9,4 +9,5 @@ from .graphs import (
 )
 from .mapping import FactorMap as FactorMap, map_factors as map_factors
 from .model_graph import factor_graph as factor_graph
+from .rotation import Rotation as Rotation, learn_rotation as learn_rotation
 from .scm import SCM as SCM, Mechanism as Mechanism

@@ -2,118 +2,153 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Float
 from torch import Tensor
 
+from nnsight_vae.arguments import require, require_readout
+from nnsight_vae.causal.carriers import Carrier, Swaps, UnitSet, others, shared
 from nnsight_vae.causal.mapping import FactorMap
+from nnsight_vae.causal.rotation import Rotation
+from nnsight_vae.causal.swapped_worlds import true_change
 from nnsight_vae.datasets.base import Batch, Dataset
 from nnsight_vae.engine import baseline, run_interventions
 from nnsight_vae.errors import DataError
-from nnsight_vae.interventions import Swap
+from nnsight_vae.progress import progress_bar
 from nnsight_vae.readouts import Readout
+from nnsight_vae.sites import Key
 from nnsight_vae.stats.intervals import bootstrap_ratio_interval
 from nnsight_vae.vae import VAE
 
 if TYPE_CHECKING:
     import pandas as pd
 
+Mapped = FactorMap | Rotation | Mapping[str, "int | Key | Sequence[Key] | None"]
+
+_CONTROLS = 16  # other sets, or random subspaces, that a swap is held against: their mean is then known to a quarter of their spread
+
 
 @dataclass(frozen=True)
 class InterchangeRow:
-    """One factor's score against one of the two counterfactuals.
+    """The score of one swap against one of the two counterfactuals.
 
     Attributes:
-        factor: the factor that is swapped.
-        latent: its latent.
+        factor: the factor that is swapped, `"size + hue"` where several are.
+        joint: several factors are swapped at once, each from a source image of its own.
+        units: what carries it, `"latent.z[3]"`.
         propagate: the counterfactual lets descendants follow the SCM.
         score: 1 - E|predicted change - true change|^2 / E|true change|^2; 1 is perfect, 0 is what changing nothing scores.
         low, high: 95 % bootstrap interval over pairs.
-        control: the same score, mean over all other latents swapped in its place; None where there is no other.
+        control: mean score of other sets of as many units of the same sites swapped in its place (all of them, or 16 at random),
+            or of 16 random subspaces of the same dimension.
+        best_control: the best of those.
+        everything: score of swapping all units of those sites, from one source.
+        reason: why a number of this row is None.
     """
 
     factor: str
-    latent: int
+    joint: bool
+    units: str
     propagate: bool
-    score: float
-    low: float
-    high: float
-    control: float | None
+    score: float | None
+    low: float | None = None
+    high: float | None = None
+    control: float | None = None
+    best_control: float | None = None
+    everything: float | None = None
+    reason: str | None = None
 
 
 @dataclass(frozen=True)
 class InterchangeAccuracy:
-    """How well swapped latents reproduce the world's counterfactuals; see `interchange_accuracy`.
+    """How well swapped units reproduce the world's counterfactuals; see `interchange_accuracy`.
 
     Attributes:
-        rows: one per matched factor and kind of counterfactual.
-        unmatched: factors without a latent, which have no score.
+        rows: two per swap: first against the change of the swapped factors only, then with their descendants.
+        unmatched: factors that nothing carries, which have no score.
         data: name of the dataset.
+        n: number of pairs.
     """
 
     rows: tuple[InterchangeRow, ...]
     unmatched: tuple[str, ...]
     data: str
+    n: int
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per factor and counterfactual."""
+        """One row per swap and counterfactual."""
         import pandas as pd
 
-        return pd.DataFrame([vars(row) for row in self.rows], columns=list(InterchangeRow.__dataclass_fields__))
+        return pd.DataFrame([vars(row) for row in self.rows], columns=[each.name for each in fields(InterchangeRow)])
 
     def __str__(self) -> str:
         """A table, propagated and unpropagated scores side by side."""
         lines = [
-            f"Interchange accuracy on {self.data}: 1 = the swap does what the SCM says, 0 = no better than changing nothing",
+            f"Interchange accuracy on {self.data}, {self.n} pairs: 1 = the swap does what the SCM says, 0 = no better than changing",
+            "nothing. Beside it: other sets of as many units (mean, best), and all units of the site; both for these factors only.",
             "",
-            f"{'factor':<18}{'latent':<14}{'only this factor':<24}{'with its descendants':<24}control",
         ]
-        by_factor: dict[str, list[InterchangeRow]] = {}
-        for row in self.rows:
-            by_factor.setdefault(row.factor, []).append(row)
-        for factor, (alone, propagated) in by_factor.items():
-            cells = [f"{r.score:.2f} [{r.low:.2f}, {r.high:.2f}]" for r in (alone, propagated)]
-            control = "none" if alone.control is None else f"{alone.control:.2f}"
-            lines.append(f"{factor:<18}{f'latent.z[{alone.latent}]':<14}{cells[0]:<24}{cells[1]:<24}{control}")
+        pairs = list(zip(self.rows[::2], self.rows[1::2], strict=True))
+        table = [("factor", "carried by", "these factors only", "with their descendants", "others", "best", "all")]
+        for alone, propagated in pairs:
+            beside = [_plain(x) for x in (alone.control, alone.best_control, alone.everything)]
+            carried = "each from its own source" if alone.joint else alone.units
+            table.append((alone.factor, carried, _interval(alone), _interval(propagated), *beside))
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines += ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
         if self.unmatched:
-            lines.append(f"without a latent of their own: {', '.join(self.unmatched)}")
+            lines.append(f"carried by nothing: {', '.join(self.unmatched)}")
+        lines += dict.fromkeys(f"undefined: {row.reason}" for row in self.rows if row.score is None)
         return "\n".join(lines)
 
 
 def interchange_accuracy(
     vae: VAE,
     data: Dataset,
-    mapping: FactorMap | Mapping[str, int | None],
+    mapping: Mapped,
     *,
+    swaps: Iterable[str | Sequence[str]] | None = None,
     n: int = 256,
     seed: int = 0,
     readout: Readout | None = None,
+    progress: bool | None = None,
 ) -> InterchangeAccuracy:
-    """Swap the latent of a factor between two images and compare with the world's own counterfactual.
+    """Swap what carries a factor between two images and compare with the world's own counterfactual.
 
-    Base image with factors g, source with g'. Predicted change: readout(decode(z with z_k <- z'_k)) - readout(decode(z)). True
-    change: readout of the image rendered with g_i := g'_i, minus readout of the base image; once with nothing else changed, once
-    with the descendants of i following the SCM. High on the first and low on the second: the model has independent knobs. The
-    other way round: it has learned the mechanism (or the correlation).
+    Base image with factors g, source with g'. Predicted change: readout of the base's reconstruction with the factor's units as
+    in the source's run, minus the readout without. True change: readout of the image rendered with g_i := g'_i, minus readout of
+    the base image; once with nothing else changed, once with the descendants of i following the SCM. High on the first and low
+    on the second: the model has independent knobs. The other way round: it has learned the mechanism (or the correlation).
+
+    In a joint swap every factor comes from a source image of its own, so that it is no reconstruction of any one image.
 
     Args:
         vae: the model.
         data: a dataset with an SCM.
-        mapping: `map_factors(vae, data)`, or factor -> latent index.
+        mapping: what carries each factor: `map_factors(vae, data)`; or `learn_rotation(vae, data)`, for subspaces that were learned
+            (on other pairs than any that are drawn here); or factor -> index of a latent, a key such as `"decoder.2[0:8]"`, or a
+            sequence of keys that are one set, of any sites. None: nothing carries it.
+        swaps: which factors to swap: names, and sequences of names to swap at once. None: each factor that something carries, and
+            all of these at once.
         n: number of pairs of images.
-        seed: of the images.
+        seed: of the images and of the controls; results of one seed are over the same pairs, whatever the mapping.
         readout: a readout of the factors; `data.readout()` by default.
+        progress: show a bar; by default on an interactive terminal.
 
-    Returns: `InterchangeAccuracy`; print it for a table.
+    Returns: `InterchangeAccuracy`; print it for a table. A score is None, with the reason, where nothing that the readout reads
+        changes, and where factors to be swapped at once share a unit.
 
     Raises:
-        DataError: the dataset has no counterfactuals, fewer than 20 pairs are asked for, the mapping names a factor or latent
-            that does not exist, or the readout sees no change of a factor.
+        DataError: the dataset has no counterfactuals, fewer than 20 pairs are asked for, or the mapping or `swaps` name a factor or
+            latent that does not exist.
+        SiteError: the mapping names a unit that does not exist.
 
-    Source: interchange interventions, Geiger et al. 2021, arXiv 2106.02997, with a continuous score.
+    Source: interchange interventions, Geiger et al. 2021, arXiv 2106.02997, with a continuous score; several sources as in Geiger
+        et al. 2024, arXiv 2303.02536.
 
     Example:
         >>> import nnsight_vae as nv
@@ -122,53 +157,150 @@ def interchange_accuracy(
         >>> [(row.factor, row.propagate) for row in result.rows]
         [('angle', False), ('angle', True)]
     """
+    require(vae)
     if n < 20:
         raise DataError(f"interchange_accuracy got n={n}; at least 20 pairs of images are needed for intervals.")
-    assignment = mapping.assignment if isinstance(mapping, FactorMap) else dict(mapping)
-    if unknown := [factor for factor in assignment if factor not in data.factors]:
-        raise DataError(f"{data.name} has no factors {unknown}; it has {', '.join(data.factors)}.")
-    base, source = data.sample(n, seed=seed), data.sample(n, seed=seed + 1)
-    latent = vae.layout(vae.checked(base.images)).sites["latent.z"]
-    units = mapping.effects.units if isinstance(mapping, FactorMap) else tuple(map(str, latent.units))
-    n_latents = len(units)
-    if beyond := {factor: k for factor, k in assignment.items() if k is not None and not 0 <= k < n_latents}:
-        raise DataError(f"this VAE has latents 0-{n_latents - 1}; the mapping asks for {beyond}.")
+    base = data.sample(n, seed=seed)
+    vae.layout(vae.checked(base.images))
+    carriers = _carriers(vae, data, mapping)
+    chosen = _chosen(carriers, swaps)
     readout = data.readout() if readout is None else readout
-    swap = Swap(source.images)
-    swapped = run_interventions(vae, base.images, [{unit: swap} for unit in units], readout)
-    predicted = _array(swapped - baseline(vae, base.images, readout))
-    rows = []
-    for factor, chosen in assignment.items():
-        if chosen is None:
-            continue
+    require_readout(readout)
+    sources = [data.sample(n, seed=seed + 1 + j) for j in range(max(map(len, chosen), default=0))]
+    trial = _Trial(vae, data, base, sources, readout, seed)
+    rows: list[InterchangeRow] = []
+    with progress_bar("interchange", len(chosen), progress) as advance:
+        for factors in chosen:
+            rows += trial.rows({factor: carriers[factor] for factor in factors})
+            if advance is not None:
+                advance(1)
+    return InterchangeAccuracy(tuple(rows), tuple(f for f in carriers if carriers[f] is None), data.name, n)
+
+
+def _carriers(vae: VAE, data: Dataset, mapping: Mapped) -> dict[str, Carrier | None]:
+    """What carries each factor, checked against model and data."""
+    if isinstance(mapping, Rotation):
+        found: dict[str, Carrier | None] = dict(mapping.subspaces())
+        units = vae.sites[mapping.site].n_units
+        if any(each.basis.shape[1] != units for each in mapping.subspaces().values()):
+            raise DataError(f"this rotation is of another model: {mapping.site} has {units} units here.")
+    elif isinstance(mapping, FactorMap):
+        found = {
+            factor: None if k is None else UnitSet((vae.sites.select(mapping.effects.units[k]),))
+            for factor, k in mapping.assignment.items()
+        }
+    else:
+        found = {factor: _unit_set(vae, units) for factor, units in mapping.items()}
+    if unknown := [factor for factor in found if factor not in data.factors]:
+        raise DataError(f"{data.name} has no factors {unknown}; it has {', '.join(data.factors)}.")
+    return found
+
+
+def _unit_set(vae: VAE, units: int | Key | Sequence[Key] | None) -> UnitSet | None:
+    if units is None:
+        return None
+    if isinstance(units, int | np.integer) and not isinstance(units, bool):
+        n_latents = vae.sites["latent.z"].n_units
+        if not 0 <= units < n_latents:
+            raise DataError(f"this VAE has latents 0-{n_latents - 1}; the mapping asks for {units}.")
+        units = f"latent.z[{units}]"
+    keys = list(units) if isinstance(units, Sequence) and not isinstance(units, str) else [units]
+    if not keys:
+        raise DataError("the mapping has an empty set of units; write None where nothing carries a factor.")
+    return UnitSet.of(vae, [vae.sites.select(key) for key in keys])
+
+
+def _chosen(
+    carriers: Mapping[str, Carrier | None], swaps: Iterable[str | Sequence[str]] | None
+) -> list[tuple[str, ...]]:
+    """The factors of each swap."""
+    carried = tuple(factor for factor, carrier in carriers.items() if carrier is not None)
+    if swaps is None:
+        return [*((factor,) for factor in carried), *([carried] if len(carried) > 1 else [])]
+    chosen = [(swap,) if isinstance(swap, str) else tuple(swap) for swap in swaps]
+    for swap in chosen:
+        if not swap or len(set(swap)) < len(swap) or not set(swap) <= set(carried):
+            raise DataError(
+                f"cannot swap {swap!r}: expected factors that something carries ({', '.join(carried) or 'there is none'}), each once."
+            )
+    return chosen
+
+
+class _Trial:
+    """Swaps on one batch of pairs; what the first source makes of a carrier is run once, whichever factor asks."""
+
+    def __init__(
+        self, vae: VAE, data: Dataset, base: Batch, sources: Sequence[Batch], readout: Readout, seed: int
+    ) -> None:
+        self.vae, self.data, self.base, self.sources, self.readout, self.seed = vae, data, base, sources, readout, seed
+        self.swaps = Swaps(vae, base.images)
+        self.before = baseline(vae, base.images, readout)
+        self._known: dict[tuple[Carrier, ...], Float[np.ndarray, "pair target"]] = {}
+
+    def rows(self, carriers: Mapping[str, Carrier]) -> list[InterchangeRow]:
+        """The two rows of swapping these factors at once."""
+        parts = tuple(carriers.values())
+        named = (" + ".join(carriers), len(parts) > 1, "; ".join(map(str, parts)))
+        selections = [each for part in parts if isinstance(part, UnitSet) for each in part.selections]
+        if in_common := shared(self.vae, selections):
+            return [InterchangeRow(*named, propagate, None, reason=in_common) for propagate in (False, True)]
+        beside = others(self.vae, parts, _CONTROLS, self.seed)
+        whole = [] if len(parts) > 1 else [(parts[0].whole(),)]
+        changes = self._changes([parts, *whole, *beside])
+        sources = dict(zip(carriers, self.sources, strict=False))
+        rows = []
         for propagate in (False, True):
-            truth = _array(readout(_counterfactual(data, base, source, factor, propagate)) - readout(base.images))
-            rows.append(_row(factor, chosen, propagate, predicted, truth, seed))
-    return InterchangeAccuracy(tuple(rows), tuple(f for f, k in assignment.items() if k is None), data.name)
+            truth = _array(true_change(self.data, self.base, sources, self.readout, propagate))
+            if not truth.any():
+                why = f"nothing that the readout reads changes in the world when {named[0]} is swapped"
+                rows.append(InterchangeRow(*named, propagate, None, reason=why))
+                continue
+            score, low, high, *more = _scores(changes, truth, self.seed)
+            controls = more[len(whole) :]
+            rows.append(
+                InterchangeRow(
+                    *named,
+                    propagate,
+                    score,
+                    low,
+                    high,
+                    control=float(np.mean(controls)) if controls else None,
+                    best_control=max(controls, default=None),
+                    everything=more[0] if whole else None,
+                    reason=None if controls else "there is no other set of as many units",
+                )
+            )
+        return rows
+
+    def _changes(self, swaps: Sequence[tuple[Carrier, ...]]) -> Float[np.ndarray, "swap pair target"]:
+        """What each swap does to the readout of the reconstruction."""
+        new = [swap for swap in dict.fromkeys(swaps) if swap not in self._known]
+        plan = [
+            self.swaps.joint([(part, source.images) for part, source in zip(swap, self.sources, strict=False)])
+            for swap in new
+        ]
+        moved = run_interventions(self.vae, self.base.images, plan, self.readout) - self.before
+        self._known |= dict(zip(new, _array(moved), strict=True))
+        return np.stack([self._known[swap] for swap in swaps])
 
 
-def _counterfactual(data: Dataset, base: Batch, source: Batch, factor: str, propagate: bool) -> Tensor:
-    """The base images had this factor been the source's."""
-    held = {} if propagate else {name: base.factors[:, j] for j, name in enumerate(data.factors)}
-    changed = source.factors[:, data.factors.index(factor)]
-    return data.counterfactual(base, **(held | {factor: changed})).images
-
-
-def _row(
-    factor: str, latent: int, propagate: bool, predicted: np.ndarray, truth: np.ndarray, seed: int
-) -> InterchangeRow:
-    error = np.square(predicted - truth).sum(axis=-1)  # [latent, pair]
-    change = np.square(truth).sum(axis=-1)
-    if not change.any():
-        raise DataError(
-            f"nothing that the readout reads changes when {factor} is swapped, so its score is undefined; leave it out of the "
-            "mapping, or use a readout that reads it."
-        )
-    scores = 1 - error.mean(axis=1) / change.mean()
-    least, most = bootstrap_ratio_interval(error[latent], change, seed=seed)
-    control = float(np.delete(scores, latent).mean()) if len(scores) > 1 else None
-    return InterchangeRow(factor, latent, propagate, float(scores[latent]), 1 - float(most), 1 - float(least), control)
+def _scores(
+    changes: Float[np.ndarray, "swap pair target"], truth: Float[np.ndarray, "pair target"], seed: int
+) -> list[float]:
+    """Score of the first swap and its interval, then the scores of the others."""
+    errors, size = np.square(changes - truth).sum(axis=-1), np.square(truth).sum(axis=-1)
+    first, *rest = (1 - errors.mean(axis=1) / size.mean()).tolist()
+    least, most = bootstrap_ratio_interval(errors[0], size, seed=seed)
+    return [first, 1 - float(most), 1 - float(least), *rest]
 
 
 def _array(values: Tensor) -> np.ndarray:
     return values.detach().double().cpu().numpy()
+
+
+def _plain(value: float | None) -> str:
+    return "none" if value is None else f"{value:.2f}"
+
+
+def _interval(row: InterchangeRow) -> str:
+    return "undefined" if row.score is None else f"{row.score:.2f} [{row.low:.2f}, {row.high:.2f}]"

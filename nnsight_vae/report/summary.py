@@ -103,7 +103,7 @@ def _graphs(sections: dict[str, Any]) -> list[str]:
         ]
     for (factor, propagate), alone in rows.items():
         if not propagate:
-            swaps = [f"{r['score']:.2f} [{r['low']:.2f}, {r['high']:.2f}]" for r in (alone, rows[factor, True])]
+            swaps = [_swapped(row) for row in (alone, rows[factor, True])]
             others = "" if alone["control"] is None else f"; other latents {alone['control']:.2f}"
             lines.append(f"  {factor:<18} alone {swaps[0]}; with its descendants {swaps[1]}{others}")
     return lines
@@ -119,6 +119,10 @@ def _circuit(sections: dict[str, Any]) -> list[str]:
 
 def _number(scores: dict[str, Any] | None, name: str) -> str:
     return "undefined" if scores is None else _plain(scores[name])
+
+
+def _swapped(row: dict[str, Any]) -> str:
+    return "undefined" if row["score"] is None else f"{row['score']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
 
 
 def _plain(value: float | None) -> str:

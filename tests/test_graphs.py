@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from nnsight_vae import CircuitError
-from nnsight_vae.causal.graphs import ancestor_aid, compare, compared_truth, shd, sid
+from nnsight_vae.causal import ancestor_aid, compare, parent_aid, shd, sid
+from nnsight_vae.causal.graphs import compared_truth
 
 PENDULUM = nx.DiGraph(
     [("angle", "length"), ("angle", "position"), ("light", "length"), ("light", "position")],
@@ -167,7 +168,7 @@ def test_a_cyclic_estimate_has_shd_and_f1_but_no_sid_and_says_why():
     guess.add_edge("length", "angle")
     result = compare(guess, PENDULUM)
     assert (result.sid, result.parent_aid, result.ancestor_aid) == (None, None, None)
-    assert set(result.reasons) == {"sid", "parent_aid", "ancestor_aid"}
+    assert set(result.reasons) == {"sid", "parent_aid", "ancestor_aid", "auroc", "auprc"}
     assert (result.shd, result.recall) == (1, 1.0)
     assert result.permuted.sid is None
     assert result.random.sid is not None
@@ -179,9 +180,14 @@ def test_undefined_shares_are_none_with_a_reason():
     empty = nx.create_empty_copy(PENDULUM)
     no_guess, no_truth, neither = compare(empty, PENDULUM), compare(PENDULUM, empty), compare(empty, empty)
     assert (no_guess.precision, no_guess.recall, no_guess.f1) == (None, 0.0, 0.0)
-    assert set(no_guess.reasons) == {"precision"}
-    assert (no_truth.precision, no_truth.recall, set(no_truth.reasons)) == (0.0, None, {"recall"})
-    assert set(neither.reasons) == {"precision", "recall", "f1", "skeleton_f1"}
+    unranked = {"auroc", "auprc", "orientation"}
+    assert set(no_guess.reasons) == {"precision", "skeleton_precision"} | unranked
+    assert (no_truth.precision, no_truth.recall) == (0.0, None)
+    assert set(no_truth.reasons) == {"recall", "skeleton_recall"} | unranked
+    shares = {f"{part}{name}" for part in ("", "skeleton_") for name in ("precision", "recall", "f1")}
+    assert set(neither.reasons) == shares | unranked
+    for result in (no_guess, no_truth, neither):
+        assert all(getattr(result, name) is None for name in result.reasons)
     assert (neither.shd, neither.sid, neither.p_value) == (0, 0, 1.0)
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import networkx as nx
 
 from nnsight_vae._canvas import faint_text, new_figure, signed
-from nnsight_vae.causal.graphs import Kind, compare
+from nnsight_vae.causal.graph_scores import Kind
+from nnsight_vae.causal.graphs import compare
 from nnsight_vae.circuits.drawing.heading import heading
 from nnsight_vae.circuits.drawing.prominence import strength, strongest, without_weak_edges
 from nnsight_vae.circuits.drawing.scene import BOX_HEIGHT, Box, Curve, Scene, line_width, scene

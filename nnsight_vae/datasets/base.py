@@ -58,12 +58,14 @@ class Dataset(ABC):
         factors: names of the factors, in column order.
         image_shape: (channels, height, width).
         n_images: how many images there are; None where they are rendered on demand.
+        hidden: factors that no image shows: they cause others, and are left out wherever images are read.
     """
 
     name: str
     factors: tuple[str, ...]
     image_shape: tuple[int, int, int]
     n_images: int | None = None
+    hidden: tuple[str, ...] = ()
 
     @property
     @abstractmethod
@@ -89,7 +91,7 @@ class Dataset(ABC):
             n: number of pairs in each factor.
             seed: fixes the pairs.
             propagate: as in `pairs`, but False here unless asked for: a unit that responds to a factor through the factor's
-                effects is then no unit of that factor.
+                effects is then no unit of that factor. Hidden factors are then left out: no pair would differ.
 
         Raises:
             DataError: as `pairs`.
@@ -100,7 +102,8 @@ class Dataset(ABC):
             >>> list(by_factor)
             ['angle', 'light', 'shadow_length', 'shadow_position']
         """
-        return {factor: self.pairs(factor, n, seed, propagate) for factor in self.factors}
+        shown = [factor for factor in self.factors if propagate or factor not in self.hidden]
+        return {factor: self.pairs(factor, n, seed, propagate) for factor in shown}
 
     def doses(
         self,
@@ -128,6 +131,7 @@ class Dataset(ABC):
                 a data set without an SCM whose images do not show each value for the same other factors.
         """
         column = self._check_factor(factor)
+        self._check_shown("doses", factor, propagate)
         marginal = self._marginal(column)
         levels = dose_values(f"{self.name}.doses", factor, marginal, values)
         batch = self.sample(n, seed)
@@ -181,6 +185,11 @@ class Dataset(ABC):
         Warns:
             NnsightVaeWarning: if names is None and a factor had to be left out.
         """
+        unseen = [name for name in ([names] if isinstance(names, str) else names or ()) if name in self.hidden]
+        if unseen:
+            raise ReadoutError(
+                f"{self.name}: {', '.join(unseen)} is hidden: it causes other factors, and no image shows it."
+            )
         if self._readout is None:
             self._readout = self._fit_readout(progress)
         whole = self._readout
@@ -215,6 +224,13 @@ class Dataset(ABC):
         if factor not in self.factors:
             raise DataError(f"{self.name} has no factor {factor!r}. Its factors: {', '.join(self.factors)}.")
         return self.factors.index(factor)
+
+    def _check_shown(self, what: str, factor: str, propagate: bool) -> None:
+        if factor in self.hidden and not propagate:
+            raise DataError(
+                f"{self.name}.{what}: {factor!r} is hidden, so images that differ in it alone are the same; propagate=True shows its "
+                "effects."
+            )
 
     def __repr__(self) -> str:
         size = "rendered on demand" if self.n_images is None else f"{self.n_images} images"

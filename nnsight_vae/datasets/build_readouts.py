@@ -8,7 +8,8 @@ from pathlib import Path
 from .._regressor import gaussian_blur
 from .base import Batch
 from .pendulum import pendulum
-from .procedural import Procedural, fit_procedural_readout
+from .procedural import Procedural
+from .procedural_readout import fit_procedural_readout
 
 N_IMAGES, N_STEPS, N_TEST, BLUR = 16_000, 3500, 4000, 1.5
 FOLDER = Path(__file__).parent / "readouts"

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from ..causal.scm import SCM, Mechanism
+from . import moments
 from .canvas import SIDE, Columns, centres, drawn, inside, overlap, paint
 from .procedural import Procedural
 from .rendering import Renderer
@@ -41,12 +42,15 @@ def flow() -> Procedural:
     """
     scm = SCM(
         {
-            "ball_size": Mechanism((), lambda _, u: (5 + 29 * u) / 30, _uniform),
+            "ball_size": Mechanism((), lambda _, u: (5 + 29 * u) / 30, _uniform, lambda _, r: (30 * r - 5) / 29),
             "water_height": Mechanism(
-                ("ball_size",), lambda p, u: p["ball_size"].astype(np.float64) ** 3 + 1 + 2.9 * u, _uniform
+                ("ball_size",),
+                lambda p, u: p["ball_size"].astype(np.float64) ** 3 + 1 + 2.9 * u,
+                _uniform,
+                lambda p, h: (h - p["ball_size"] ** 3 - 1) / 2.9,
             ),
-            "hole": Mechanism((), lambda _, u: 2 + 8 / 3 * u, _uniform),
-            "flow": Mechanism(("water_height", "hole"), _flow, _uniform),
+            "hole": Mechanism((), lambda _, u: 2 + 8 / 3 * u, _uniform, lambda _, d: (d - 2) * 3 / 8),
+            "flow": Mechanism(("water_height", "hole"), _flow, _uniform, _flow_noise),
         },
         dtype=np.float32,
     )
@@ -57,9 +61,16 @@ def _uniform(rng: np.random.Generator, n: int) -> np.ndarray:
     return rng.random(n)
 
 
+def _reach(parents: Parents) -> np.ndarray:
+    return np.sqrt(1.96 * parents["water_height"].astype(np.float64) * (parents["hole"].astype(np.float64) - 0.5))
+
+
 def _flow(parents: Parents, noise: np.ndarray) -> np.ndarray:
-    height, hole = parents["water_height"].astype(np.float64), parents["hole"].astype(np.float64)
-    return np.sqrt(1.96 * height * (hole - 0.5)) * (1 + 0.04 * (noise - 0.5))
+    return _reach(parents) * (1 + 0.04 * (noise - 0.5))
+
+
+def _flow_noise(parents: Parents, flow: np.ndarray) -> np.ndarray:
+    return (flow / _reach(parents) - 1) / 0.04 + 0.5
 
 
 def render(factors: Float[np.ndarray, "n 4"]) -> UInt8[np.ndarray, "n 3 64 64"]:
@@ -95,4 +106,5 @@ FLOW = Renderer(
     {"ball_size": (0.1, 1.25), "water_height": (0.5, 9.5), "hole": (1.0, 6.0), "flow": (0.0, 8.5)},
     (3, SIDE, SIDE),
     render,
+    measures=moments.FLOW,
 )

@@ -9,6 +9,7 @@ from jaxtyping import Float, UInt8
 
 from ..causal.scm import SCM, Mechanism
 from ..errors import DataError
+from . import moments
 from .canvas import SIDE, Columns, centres, drawn, hue as rgb, inside, paint
 from .procedural import Procedural
 from .rendering import Renderer
@@ -102,7 +103,7 @@ def linear_sprites(
     sd = np.sqrt(np.square(np.array([spread[f] for f in FACTORS])[:, None] * through).sum(0))
     scales = dict(zip(FACTORS, sd.tolist(), strict=True))
     scm = SCM(
-        {f: Mechanism(parents[f], _mechanism(f, weights, spread[f], scales), _normal) for f in FACTORS},
+        {f: Mechanism(parents[f], *_mechanism(f, weights, spread[f], scales)) for f in FACTORS},
         dtype=np.float32,
     )
     unknown = [f for f in hidden if f not in FACTORS]
@@ -134,15 +135,22 @@ def _matrix(weights: Weights) -> Float[np.ndarray, "6 6"]:
 
 def _mechanism(
     factor: str, weights: Weights, spread: float, scales: Mapping[str, float]
-) -> Callable[[Mapping[str, np.ndarray], np.ndarray], np.ndarray]:
-    def value(parents: Mapping[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
-        scores = spread * noise
-        for parent, drawn_value in parents.items():
-            scores = scores + weights[parent, factor] * _unsquash(parent, drawn_value, scales[parent])
-        low, high = _RANGES[factor]
-        return low + (high - low) / (1 + np.exp(-_STEEPNESS * scores / scales[factor]))
+) -> tuple[Callable[..., np.ndarray], Callable[..., np.ndarray], Callable[..., np.ndarray]]:
+    """The mechanism, its noise, and what tells the noise from values."""
+    low, high = _RANGES[factor]
 
-    return value
+    def caused(parents: Mapping[str, np.ndarray]) -> np.ndarray | float:
+        return sum(
+            (weights[p, factor] * _unsquash(p, drawn_value, scales[p]) for p, drawn_value in parents.items()), 0.0
+        )
+
+    def value(parents: Mapping[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
+        return low + (high - low) / (1 + np.exp(-_STEEPNESS * (spread * noise + caused(parents)) / scales[factor]))
+
+    def noise_of(parents: Mapping[str, np.ndarray], drawn_value: np.ndarray) -> np.ndarray:
+        return (_unsquash(factor, drawn_value, scales[factor]) - caused(parents)) / spread
+
+    return value, _normal, noise_of
 
 
 def _unsquash(factor: str, value: np.ndarray, scale: float) -> np.ndarray:
@@ -168,4 +176,4 @@ def _draw(image: np.ndarray, columns: Columns) -> None:
     paint(image, inside(np.hypot(_X - x, _Y - y) - satellite, 1), (1.0, 1.0, 1.0))
 
 
-LINEAR_SPRITES = Renderer(_RANGES, (3, SIDE, SIDE), render)
+LINEAR_SPRITES = Renderer(_RANGES, (3, SIDE, SIDE), render, measures=moments.LINEAR_SPRITES)

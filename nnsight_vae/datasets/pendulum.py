@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from ..causal.scm import SCM, Mechanism
+from . import moments
 from .canvas import SIDE, inside, overlap, to_u8
 from .procedural import Procedural
 
@@ -73,10 +74,10 @@ def pendulum() -> Procedural:
         # float32, so that factors given back to do() or counterfactual() reproduce their descendants to the bit
         SCM(
             {
-                "angle": Mechanism((), lambda _, u: -0.63 + 1.26 * u, _uniform),
-                "light": Mechanism((), lambda _, u: 0.98 + 1.18 * u, _uniform),
-                "shadow_length": Mechanism(("angle", "light"), _shadow_length, _normal),
-                "shadow_position": Mechanism(("angle", "light"), _shadow_position, _normal),
+                "angle": Mechanism((), lambda _, u: -0.63 + 1.26 * u, _uniform, lambda _, a: (a + 0.63) / 1.26),
+                "light": Mechanism((), lambda _, u: 0.98 + 1.18 * u, _uniform, lambda _, light: (light - 0.98) / 1.18),
+                "shadow_length": Mechanism(("angle", "light"), _shadow_length, _normal, _length_noise),
+                "shadow_position": Mechanism(("angle", "light"), _shadow_position, _normal, _position_noise),
             },
             dtype=np.float32,
         ),
@@ -84,6 +85,7 @@ def pendulum() -> Procedural:
         image_shape=(3, SIDE, SIDE),
         limits=_LIMITS,
         readout_file=Path(__file__).parent / "readouts" / "pendulum.safetensors",
+        measures=moments.PENDULUM,
     )
 
 
@@ -95,15 +97,31 @@ def _normal(rng: np.random.Generator, n: int) -> np.ndarray:
     return rng.standard_normal(n)
 
 
-def _shadow_length(parents: Parents, noise: np.ndarray) -> np.ndarray:
+def _bare_length(parents: Parents) -> np.ndarray:
     angle, light = parents["angle"].astype(np.float64), parents["light"].astype(np.float64)
+    return np.maximum(3, 9.5 * np.abs(np.cos(angle - light)) / np.sin(light))
+
+
+def _bare_position(parents: Parents) -> np.ndarray:
+    angle, light = parents["angle"].astype(np.float64), parents["light"].astype(np.float64)
+    return 10 + 4.75 * np.sin(angle) - (11 - 4.75 * np.cos(angle)) / np.tan(light)
+
+
+def _shadow_length(parents: Parents, noise: np.ndarray) -> np.ndarray:
     # multiplicative, so that a length stays positive; clipped, so that it fits the image
-    return np.maximum(3, 9.5 * np.abs(np.cos(angle - light)) / np.sin(light)) * np.exp(0.3 * noise.clip(-2, 2))
+    return _bare_length(parents) * np.exp(0.3 * noise.clip(-2, 2))
+
+
+def _length_noise(parents: Parents, length: np.ndarray) -> np.ndarray:
+    return np.log(length.clip(min=1e-9) / _bare_length(parents)) / 0.3
 
 
 def _shadow_position(parents: Parents, noise: np.ndarray) -> np.ndarray:
-    angle, light = parents["angle"].astype(np.float64), parents["light"].astype(np.float64)
-    return 10 + 4.75 * np.sin(angle) - (11 - 4.75 * np.cos(angle)) / np.tan(light) + 1.25 * noise.clip(-2.5, 2.5)
+    return _bare_position(parents) + 1.25 * noise.clip(-2.5, 2.5)
+
+
+def _position_noise(parents: Parents, position: np.ndarray) -> np.ndarray:
+    return (position - _bare_position(parents)) / 1.25
 
 
 def render(factors: Float[np.ndarray, "n 4"]) -> UInt8[np.ndarray, "n 3 64 64"]:

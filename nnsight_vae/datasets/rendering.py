@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from ..errors import DataError
+from .moments import Measure
 
 Draw = Callable[[Float[np.ndarray, "n f"]], UInt8[np.ndarray, "n c h w"]]
 
@@ -22,12 +23,14 @@ class Renderer:
         image_shape: (channels, height, width).
         draw: factors, one row per image, to uint8 images.
         integers: factors that are drawn at whole numbers only, such as a shape.
+        measures: factor -> its value in images `[n, c, h, w]` in [0, 1], in closed form; for the factors that have one.
     """
 
     limits: Mapping[str, tuple[float, float]]
     image_shape: tuple[int, int, int]
     draw: Draw
     integers: tuple[str, ...] = field(default=())
+    measures: Mapping[str, Measure] = field(default_factory=dict)
 
     @property
     def factors(self) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from ..causal.scm import SCM, Mechanism
+from . import moments
 from .canvas import SIDE, Columns, centres, drawn, hue as rgb, inside, paint
 from .procedural import Procedural
 from .rendering import Renderer
@@ -155,4 +156,5 @@ ROOM = Renderer(
     (3, SIDE, SIDE),
     render,
     integers=("shape",),
+    measures=moments.ROOM,
 )

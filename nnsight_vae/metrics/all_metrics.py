@@ -137,7 +137,7 @@ def disentanglement(
     """Metrics of posterior means against a data set's factors, on observational and, where they can be drawn, independent factors.
 
     Correlated factors raise some metrics and lower others whatever the model does; on independent factors (`sample_independent`)
-    they tell of the model. Latents without information (less than .01 nats) are left out.
+    they tell of the model. Latents without information (less than .01 nats) and hidden factors are left out.
 
     Args:
         vae: the model.
@@ -182,12 +182,14 @@ def disentanglement(
     if not latents:
         raise DataError("no latent is active, so there are no codes to compare with factors.")
     scores: dict[tuple[str, str], FactorScore] = {}
+    shown = [j for j, factor in enumerate(data.factors) if factor not in data.hidden]
     of_decoder = [name for name in metrics if name in GENERATIVE]
     if of_decoder and readout is None:
         readout = data.readout()
     with progress_bar("metrics", len(metrics) * len(batches), progress) as advance:
         for how, batch in batches.items():
-            codes, factors = means[how].double().cpu().numpy()[:, list(latents)], batch.factors.double().numpy()
+            codes = means[how].double().cpu().numpy()[:, list(latents)]
+            factors = batch.factors.double().numpy()[:, shown]
             decoder = _decoder_scores(vae, data, means[how], latents, batch, readout, of_decoder) if readout else {}
             for name in metrics:
                 metric = decoder.get(name) or partial(METRICS[name], codes, factors)

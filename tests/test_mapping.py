@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import torch
 from linear import LinearVAE, LinearWorld
-from scipy import stats
 
 import nnsight_vae as nv
-from nnsight_vae.causal.mapping import _verdict, simultaneous_interval
+from nnsight_vae.metrics.polysemanticity_rules import verdict_from_bounds
 
 EYE = torch.eye(3, dtype=torch.double)
 WORLD = LinearWorld()
@@ -150,15 +149,6 @@ def test_cancelling_effects_are_still_seen():
     assert found.verdicts[1] == "monosemantic"
 
 
-def test_simultaneous_intervals_cover_all_true_sizes_at_once():
-    """In simulation, within Monte-Carlo error of the stated 90 %; the sizes of |N(1, 0.5)| are skewed."""
-    rng = np.random.default_rng(0)
-    truth = math.erf(2 / math.sqrt(2)) + 0.5 * math.sqrt(2 / math.pi) * math.exp(-2)
-    bounds = [simultaneous_interval(np.abs(rng.normal(1.0, 0.5, (4, 3, 120))), 0.9) for _ in range(800)]
-    covered = np.mean([((low <= truth) & (truth <= high)).all() for low, high in bounds])
-    assert 0.87 < covered < 0.93
-
-
 def test_graphs_of_knobs_rotations_and_mechanisms():
     edges = {
         name: set(nv.causal.factor_graph(make(), WORLD, n=150).edges)
@@ -267,14 +257,7 @@ def test_only_an_intervention_in_the_world_draws_the_graph_through_inputs():
     ],
 )
 def test_verdicts_follow_from_the_bounds(low, high, verdict):
-    assert _verdict(np.array(low), np.array(high), 0.3) == verdict
-
-
-def test_a_simultaneous_interval_is_students_at_bonferronis_level():
-    values = np.random.default_rng(0).normal(size=(2, 3, 5))
-    low, high = simultaneous_interval(values, 0.9)
-    want = stats.t.interval(1 - 0.1 / 6, 4, values.mean(-1), stats.sem(values, axis=-1))
-    np.testing.assert_allclose((low, high), want)
+    assert verdict_from_bounds(np.array(low), np.array(high), 0.3) == verdict
 
 
 def test_an_edge_needs_its_lower_bound_above_the_minimum_and_keeps_its_sign():

@@ -195,7 +195,8 @@ def verdicts_from_effects(
         min_effect: the smallest size of interest, above 0.
         rate: false verdict rate.
         method: `"bh"` (Benjamini-Hochberg) or `"by"` (Benjamini-Yekutieli: any dependence between units).
-        units, factors: their names.
+        units: their names.
+        factors: their names.
         random: root mean square size of random directions, for each unit and factor.
         n_random: how many directions that is over.
         estimand: what the sizes are, for printing.

@@ -82,7 +82,8 @@ def judge(
     units; "by" whatever their dependence. A verdict that names a wrong factor is wrong.
 
     Args:
-        above, below: as in `verdict_pvalues`.
+        above: small where a factor is moved by more than the minimum.
+        below: small where it is moved by less.
         standing: p-values of "the unit moves this factor no more than a random direction of its layer would", where they are known.
             A random direction is always a bit of everything, so it takes more than that to be called polysemantic.
         q: false verdict rate.
@@ -113,9 +114,7 @@ def judge(
     return Judged(tuple(verdicts), tuple(factors), p, adjusted)
 
 
-def verdict_from_bounds(
-    low: Float[np.ndarray, " factor"], high: Float[np.ndarray, " factor"], least: float
-) -> Verdict:
+def verdict_from_bounds(low: Float[np.ndarray, " factor"], high: Float[np.ndarray, " factor"], least: float) -> Verdict:
     """The verdict that follows where each factor's size is known to lie between two bounds.
 
     Example:

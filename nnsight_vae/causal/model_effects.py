@@ -51,8 +51,8 @@ def reencoded_effects(vae: VAE, data: Dataset, mapping: FactorMap, n: int, seed:
     }
 
 
-def require_one_number_each(vae: VAE) -> None:
-    """Refuse latents that are codes, or have positions: re-encoded, one is not one number.
+def require_one_number_each(vae: VAE, who: str) -> None:
+    """Refuse latents that are codes, or have positions: what is inferred of one is not one number.
 
     Raises:
         DataError: naming which.
@@ -60,8 +60,8 @@ def require_one_number_each(vae: VAE) -> None:
     if vae.adapter.codebook is not None or any(vae.sites["latent.mu"].positions):
         what = "are codes" if vae.adapter.codebook is not None else "have positions"
         raise DataError(
-            f"factor_graph(through='reencoded') needs latents that are one number each, and those of this model {what}. "
-            "Use through='latents'."
+            f"{who} needs latents that are one number each, and those of this model {what}. "
+            "Use factor_graph(through='latents')."
         )
 
 

@@ -115,7 +115,7 @@ def factor_graph(
         _add_edges(graph, measured(vae, data, readout, n, seed))
         return graph
     if through == "reencoded":
-        effects.require_one_number_each(vae)
+        effects.require_one_number_each(vae, "factor_graph(through='reencoded')")
     mapping = map_factors(vae, data, n=n, seed=seed, min_effect=min_effect) if mapping is None else mapping
     graph.add_nodes_from((factor, {"latent": mapping.assignment[factor]}) for factor in mapping.factors)
     if through == "latents":

@@ -1,134 +1,25 @@
-"""Graph distances: published values, gadjid, a literal brute force, closed forms of the baselines."""
+"""Comparing graphs: which truth, scores by hand, closed forms of the baselines, what is undefined, what is refused."""
 
 import itertools
 import json
 import math
 from dataclasses import asdict
 
-import gadjid
 import networkx as nx
 import numpy as np
 import pytest
+from dags import graph, random_dag
+from hypothesis import given, settings, strategies as st
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from nnsight_vae import CircuitError
-from nnsight_vae.causal import ancestor_aid, compare, parent_aid, shd, sid
+from nnsight_vae.causal import compare, cpdag, parent_aid, shd, sid
 from nnsight_vae.causal.graphs import compared_truth
 
 PENDULUM = nx.DiGraph(
     [("angle", "length"), ("angle", "position"), ("light", "length"), ("light", "position")],
 )
 SIX = nx.DiGraph([(0, 1), (0, 2), (1, 3), (2, 3), (3, 4), (2, 5)])  # no automorphism
-
-
-def all_dags(n):
-    """Every labelled DAG on n nodes, as an adjacency matrix."""
-    pairs = list(itertools.combinations(range(n), 2))
-    for states in itertools.product((0, 1, 2), repeat=len(pairs)):
-        a = np.zeros((n, n), dtype=np.int8)
-        for (i, j), state in zip(pairs, states, strict=True):
-            if state:
-                a[(i, j) if state == 1 else (j, i)] = 1
-        if nx.is_directed_acyclic_graph(graph(a)):
-            yield a
-
-
-def graph(a):
-    return nx.from_numpy_array(a, create_using=nx.DiGraph)
-
-
-def random_dag(n, density, rng):
-    upper = np.triu(rng.random((n, n)) < density, 1)
-    order = rng.permutation(n)
-    return upper[np.ix_(order, order)].astype(np.int8)
-
-
-def agrees_with_gadjid(true, guess):
-    edges = {"edge_direction": "from row to column"}
-    ours = (
-        sid(estimated=graph(guess), truth=graph(true)),
-        ancestor_aid(estimated=graph(guess), truth=graph(true)),
-        shd(graph(guess), graph(true)),
-    )
-    theirs = (
-        gadjid.parent_aid(true, guess, **edges)[1],
-        gadjid.ancestor_aid(true, guess, **edges)[1],
-        gadjid.shd(true, guess)[1],
-    )
-    return ours == theirs
-
-
-def test_every_pair_of_3_node_dags_agrees_with_gadjid():
-    dags = list(all_dags(3))
-    assert len(dags) == 25
-    assert all(agrees_with_gadjid(true, guess) for true in dags for guess in dags)
-
-
-@pytest.mark.parametrize("n", [4, 5, 6, 9])
-def test_random_pairs_of_dags_agree_with_gadjid(n):
-    rng = np.random.default_rng(n)
-    pairs = [[random_dag(n, rng.uniform(0.1, 0.9), rng) for _ in range(2)] for _ in range(150)]
-    assert all(agrees_with_gadjid(true, guess) for true, guess in pairs)
-
-
-def literal_sid(true, guess):
-    """The definition word for word, with networkx's d-separation."""
-    wrong = 0
-    for x, y in itertools.permutations(true, 2):
-        adjusted, descendants = set(guess.predecessors(x)), nx.descendants(true, x)
-        if y in adjusted:
-            wrong += y in descendants
-            continue
-        causal = {v for v in descendants if y in descendants and (v == y or y in nx.descendants(true, v))}
-        forbidden = causal.union(*(nx.descendants(true, v) for v in causal))
-        backdoor = true.copy()
-        backdoor.remove_edges_from([(x, v) for v in causal])
-        wrong += bool(forbidden & adjusted) or not nx.is_d_separator(backdoor, {x}, {y}, adjusted)
-    return wrong
-
-
-def test_sid_equals_its_literal_definition():
-    rng = np.random.default_rng(0)
-    for _ in range(40):
-        true, guess = (graph(random_dag(6, rng.uniform(0.2, 0.8), rng)) for _ in range(2))
-        assert sid(estimated=guess, truth=true) == literal_sid(true, guess)
-
-
-@pytest.mark.parametrize(
-    ("added", "dropped", "expected"),
-    [([("Y1", "Y2")], [], (1, 0)), ([("X2", "X1")], [("X1", "X2")], (1, 8))],
-)
-def test_worked_example_of_peters_and_buehlmann(added, dropped, expected):
-    truth = nx.DiGraph([("X1", "X2"), *itertools.product(("X1", "X2"), ("Y1", "Y2", "Y3"))])
-    guess = truth.copy()
-    guess.remove_edges_from(dropped)
-    guess.add_edges_from(added)
-    assert (shd(guess, truth), sid(estimated=guess, truth=truth)) == expected
-
-
-@pytest.mark.parametrize(
-    ("true", "guess", "distances"),
-    [
-        ([(0, 1)], [(0, 1)], (0, 0)),
-        ([(0, 1)], [(1, 0)], (1, 2)),
-        ([(0, 1)], [], (1, 1)),
-        ([], [(0, 1)], (1, 0)),
-    ],
-)
-def test_two_node_golden_values(true, guess, distances):
-    truth, estimated = nx.empty_graph(2, nx.DiGraph), nx.empty_graph(2, nx.DiGraph)
-    truth.add_edges_from(true)
-    estimated.add_edges_from(guess)
-    result = compare(estimated, truth)
-    assert (result.shd, result.sid) == distances
-    assert result.parent_aid == result.sid == result.ancestor_aid
-
-
-def test_shd_counts_insertions_deletions_and_flips_of_cyclic_graphs_too():
-    both_ways, none, one_way = nx.DiGraph([(0, 1), (1, 0)]), nx.empty_graph(2, nx.DiGraph), nx.DiGraph([(0, 1)])
-    assert shd(both_ways, none) == shd(none, both_ways) == 2
-    assert shd(both_ways, one_way) == shd(one_way, both_ways, reversal_cost=2) == 1
-    with pytest.raises(CircuitError, match="reversal_cost=3"):
-        shd(none, none, reversal_cost=3)
 
 
 def test_a_total_effect_graph_is_held_against_the_closure_and_a_direct_one_against_the_dag():
@@ -156,11 +47,134 @@ def test_edge_scores_by_hand():
     result = compare(guess, PENDULUM, kind="direct")
     assert (result.precision, result.recall) == (1 / 3, 1 / 4)
     assert result.f1 == pytest.approx(2 / 7)
+    assert (result.skeleton_precision, result.skeleton_recall) == (2 / 3, 2 / 4)
     assert result.skeleton_f1 == pytest.approx(4 / 7)
+    assert result.orientation == 1 / 2  # of the two adjacencies found, one is the right way round
     assert result.reversed == (("position", "angle"),)
     assert result.extra == (("light", "angle"),)
     assert set(result.missed) == {("light", "length"), ("light", "position")}
     assert result.shd == len(result.missed) + len(result.extra) + len(result.reversed) == 4
+
+
+def test_both_ways_is_the_wrong_orientation_of_a_one_way_edge():
+    guess = nx.DiGraph([("angle", "length"), ("length", "angle"), ("light", "length")])
+    guess.add_node("position")
+    assert compare(guess, PENDULUM, kind="total").orientation == 1 / 2
+
+
+def test_a_reversed_edge_may_cost_two():
+    guess = nx.DiGraph([("position", "angle"), ("angle", "length"), ("light", "length"), ("light", "position")])
+    once, twice = (compare(guess, PENDULUM, kind="direct", reversal_cost=cost) for cost in (1, 2))
+    assert (once.shd, twice.shd, twice.reversal_cost) == (1, 2, 2)
+    assert once.sid == twice.sid
+    names = list(PENDULUM)
+    swapped = [nx.relabel_nodes(guess, dict(zip(names, order, strict=True))) for order in itertools.permutations(names)]
+    costs = [shd(each, PENDULUM, reversal_cost=2) for each in swapped]
+    assert twice.permuted.shd == pytest.approx(np.mean(costs))
+    assert twice.p_value == pytest.approx(np.mean([cost <= 2 for cost in costs]))
+    m, pairs = 4, 6  # each wrong direction now costs 2: E[SHD] = m (1 - p) + 2 m p / 2 + (C - m) p
+    p = m / pairs
+    assert twice.random.shd == pytest.approx(m * (1 - p) + m * p + (pairs - m) * p, abs=0.15)
+
+
+def test_sizes_of_all_effects_are_ranked_whatever_edges_are_drawn():
+    sizes = {"angle": {"length": 0.9, "position": 0.4, "light": 0.5}, "light": {"length": 0.8, "position": 0.1}}
+    guess = nx.create_empty_copy(PENDULUM)
+    guess.graph.update(estimand="direct", sizes=sizes)
+    result = compare(guess, PENDULUM)
+    pairs = list(itertools.permutations(PENDULUM, 2))
+    true = [PENDULUM.has_edge(*pair) for pair in pairs]
+    given_sizes = [sizes.get(a, {}).get(b, 0.0) for a, b in pairs]
+    assert result.auroc == pytest.approx(roc_auc_score(true, given_sizes)) == pytest.approx(30 / 32)
+    assert result.auprc == pytest.approx(average_precision_score(true, given_sizes))
+    assert result.base_rate == 4 / 12
+    assert result.f1 == 0
+    assert "AUROC 0.94 (guessing .50)" in str(result)
+    all_linked = nx.transitive_closure(nx.DiGraph([("a", "b")]))
+    all_linked.graph["sizes"] = {"a": {"b": 1.0}}
+    none = nx.empty_graph(["a", "b"], nx.DiGraph)
+    assert "all pairs or none" in compare(all_linked, none, kind="direct").reasons["auroc"]
+
+
+def test_a_discovered_graph_is_held_against_the_cpdag():
+    perfect = cpdag(SIX)
+    perfect.graph["estimand"] = "discovery"
+    result = compare(perfect, SIX)
+    assert (result.shd, result.parent_aid, result.ancestor_aid, result.f1, result.orientation) == (0, 0, 0, 1.0, 1.0)
+    assert "CPDAG" in result.compared_with
+    assert result.sid is None
+    assert "parent AID extends it" in result.reasons["sid"]
+    assert (result.n_true, result.n_estimated) == (perfect.number_of_edges(),) * 2
+    automorphisms = sum(
+        set(nx.relabel_nodes(perfect, dict(enumerate(order))).edges) == set(perfect.edges)
+        for order in itertools.permutations(range(6))
+    )
+    assert result.p_value == result.p_floor == automorphisms / math.factorial(6)
+    as_dag = compare(SIX, SIX, kind="discovery")  # more than observation can tell
+    undirected = sum(perfect.has_edge(j, i) for i, j in perfect.edges) // 2
+    assert undirected > 0
+    assert (as_dag.shd, len(as_dag.missed), as_dag.extra, as_dag.reversed) == (undirected, undirected, (), ())
+    assert as_dag.orientation == 1 - undirected / 6
+    assert as_dag.parent_aid == parent_aid(estimated=SIX, truth=perfect) > 0
+
+
+def test_the_random_baseline_of_a_discovered_graph_is_of_cpdags_with_as_many_edges():
+    result = compare(cpdag(SIX), SIX, kind="discovery")
+    pairs, m = 15, 6
+    assert result.random.skeleton_recall == pytest.approx(m / pairs, abs=0.02)
+    assert result.random.skeleton_precision == pytest.approx(m / pairs, abs=0.02)
+    assert result.random.sid is None
+    assert result.random.parent_aid is not None
+
+
+def test_a_discovered_graph_that_is_no_cpdag_has_no_adjustment_distance_and_says_why():
+    half = nx.DiGraph([(0, 1), (1, 2), (2, 1)])
+    result = compare(half, nx.path_graph(3, nx.DiGraph), kind="discovery")
+    assert (result.parent_aid, result.ancestor_aid, result.shd) == (None, None, 1)
+    assert "no DAG has the estimated graph as its CPDAG" in result.reasons["parent_aid"]
+
+
+def test_both_ways_is_a_cycle_in_an_effect_graph_though_an_edge_in_a_discovered_one():
+    both = nx.DiGraph([(0, 1), (1, 0)])
+    truth = nx.DiGraph([(0, 1)])
+    assert compare(both, truth, kind="total").parent_aid is None
+    assert compare(both, truth, kind="discovery").parent_aid == 0
+
+
+def test_the_ceiling_is_scored_against_the_same_graph():
+    guess, best = nx.create_empty_copy(SIX), cpdag(SIX)
+    guess.graph.update(estimand="discovery", ceiling=[list(edge) for edge in best.edges if edge != (3, 4)])
+    result = compare(guess, SIX)
+    assert (result.f1, result.ceiling.shd) == (0.0, 1)
+    assert "the same algorithm on the true factors" in str(result)
+    assert result.to_dict()["ceiling"]["shd"] == 1
+    assert compare(best, SIX, kind="discovery").ceiling is None
+
+
+def test_one_node_graphs_agree_and_everything_else_is_undefined():
+    alone = nx.empty_graph(["angle"], nx.DiGraph)
+    for kind in ("total", "direct", "discovery"):
+        result = compare(alone, alone, kind=kind)
+        assert (result.shd, result.parent_aid, result.p_value, result.base_rate) == (0, 0, 1.0, None)
+        assert (result.f1, result.orientation, result.auroc) == (None, None, None)
+        assert json.dumps(result.to_dict(), allow_nan=False)
+
+
+@settings(derandomize=True, deadline=None, max_examples=8)
+@given(st.integers(2, 5), st.integers(0, 10_000), st.sampled_from(["total", "direct", "discovery"]))
+def test_the_graph_compared_with_scores_perfectly_and_every_score_is_in_its_range(n, seed, kind):
+    rng = np.random.default_rng(seed)
+    truth, guess = (graph(random_dag(n, 0.6, rng)) for _ in range(2))
+    perfect = compare(compared_truth(guess, truth, kind=kind), truth, kind=kind)
+    assert (perfect.shd, perfect.parent_aid, perfect.ancestor_aid) == (0, 0, 0)
+    assert perfect.p_value == perfect.p_floor
+    assert {perfect.f1, perfect.skeleton_f1, perfect.orientation} <= {1.0, None}
+    result = compare(guess, truth, kind=kind)
+    for scores in (result, result.empty, result.random, result.permuted):
+        distances = (scores.parent_aid, scores.ancestor_aid)
+        assert all(d is None or 0 <= d <= n * (n - 1) for d in distances)
+        shares = (scores.precision, scores.recall, scores.f1, scores.skeleton_f1, scores.orientation)
+        assert all(share is None or 0 <= share <= 1 for share in shares)
 
 
 def test_a_cyclic_estimate_has_shd_and_f1_but_no_sid_and_says_why():
@@ -268,18 +282,38 @@ def test_a_comparison_is_plain_json():
 @pytest.mark.parametrize(
     ("estimated", "truth", "kind", "message"),
     [
-        (nx.Graph([("a", "b")]), PENDULUM, None, "networkx.DiGraph, got Graph"),
+        (nx.Graph([("a", "b")]), PENDULUM, None, "networkx.DiGraph, got Graph.*undirected edge as its two arcs"),
+        (nx.MultiDiGraph([("a", "b")]), PENDULUM, None, "got MultiDiGraph"),
         (nx.DiGraph(), PENDULUM, None, "no nodes"),
         (nx.DiGraph([("a", "a")]), PENDULUM, None, "self-loops at \\['a'\\]"),
         (nx.DiGraph([("angle", "glare")]), PENDULUM, None, "only the first has \\['glare'\\]"),
         (PENDULUM, nx.DiGraph([("a", "b"), ("b", "a")]), None, "truth must be a DAG"),
         (PENDULUM, PENDULUM, "causal", "kind is 'causal'"),
-        (nx.DiGraph(PENDULUM.edges, estimand="TE"), PENDULUM, None, "estimand.* is 'TE'"),
+        (nx.DiGraph(PENDULUM.edges, estimand="TE"), PENDULUM, None, "estimand.* is 'TE'.*discovery"),
     ],
 )
 def test_graphs_that_cannot_be_compared_are_refused(estimated, truth, kind, message):
     with pytest.raises(CircuitError, match=message):
         compare(estimated, truth, kind=kind)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"sizes": {"angle": {"glare": 1.0}}}, "sizes.*glare"),
+        ({"ceiling": [["glare", "angle"]]}, "ceiling.*glare"),
+    ],
+)
+def test_attributes_of_other_nodes_are_refused(attributes, message):
+    guess = PENDULUM.copy()
+    guess.graph.update(attributes)
+    with pytest.raises(CircuitError, match=message):
+        compare(guess, PENDULUM)
+
+
+def test_another_cost_of_a_reversal_is_refused():
+    with pytest.raises(CircuitError, match="reversal_cost=0"):
+        compare(PENDULUM, PENDULUM, reversal_cost=0)
 
 
 def test_comparing_changes_neither_graph():

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
@@ -12,6 +10,7 @@ from torch import Tensor
 
 from nnsight_vae.arguments import require, require_readout
 from nnsight_vae.causal.carriers import Carrier, Swaps, UnitSet, others, shared
+from nnsight_vae.causal.interchange_result import InterchangeAccuracy, InterchangeRow
 from nnsight_vae.causal.mapping import FactorMap
 from nnsight_vae.causal.rotation import Rotation
 from nnsight_vae.causal.swapped_worlds import true_change
@@ -24,86 +23,9 @@ from nnsight_vae.sites import Key
 from nnsight_vae.stats.intervals import bootstrap_ratio_interval
 from nnsight_vae.vae import VAE
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-Mapped = FactorMap | Rotation | Mapping[str, "int | Key | Sequence[Key] | None"]
+Mapped = FactorMap | Rotation | Mapping[str, "int | Key | Sequence[int | Key] | None"]
 
 _CONTROLS = 16  # other sets, or random subspaces, that a swap is held against: their mean is then known to a quarter of their spread
-
-
-@dataclass(frozen=True)
-class InterchangeRow:
-    """The score of one swap against one of the two counterfactuals.
-
-    Attributes:
-        factor: the factor that is swapped, `"size + hue"` where several are.
-        joint: several factors are swapped at once, each from a source image of its own.
-        units: what carries it, `"latent.z[3]"`.
-        propagate: the counterfactual lets descendants follow the SCM.
-        score: 1 - E|predicted change - true change|^2 / E|true change|^2; 1 is perfect, 0 is what changing nothing scores.
-        low, high: 95 % bootstrap interval over pairs.
-        control: mean score of other sets of as many units of the same sites swapped in its place (all of them, or 16 at random),
-            or of 16 random subspaces of the same dimension.
-        best_control: the best of those.
-        everything: score of swapping all units of those sites, from one source.
-        reason: why a number of this row is None.
-    """
-
-    factor: str
-    joint: bool
-    units: str
-    propagate: bool
-    score: float | None
-    low: float | None = None
-    high: float | None = None
-    control: float | None = None
-    best_control: float | None = None
-    everything: float | None = None
-    reason: str | None = None
-
-
-@dataclass(frozen=True)
-class InterchangeAccuracy:
-    """How well swapped units reproduce the world's counterfactuals; see `interchange_accuracy`.
-
-    Attributes:
-        rows: two per swap: first against the change of the swapped factors only, then with their descendants.
-        unmatched: factors that nothing carries, which have no score.
-        data: name of the dataset.
-        n: number of pairs.
-    """
-
-    rows: tuple[InterchangeRow, ...]
-    unmatched: tuple[str, ...]
-    data: str
-    n: int
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row per swap and counterfactual."""
-        import pandas as pd
-
-        return pd.DataFrame([vars(row) for row in self.rows], columns=[each.name for each in fields(InterchangeRow)])
-
-    def __str__(self) -> str:
-        """A table, propagated and unpropagated scores side by side."""
-        lines = [
-            f"Interchange accuracy on {self.data}, {self.n} pairs: 1 = the swap does what the SCM says, 0 = no better than changing",
-            "nothing. Beside it: other sets of as many units (mean, best), and all units of the site; both for these factors only.",
-            "",
-        ]
-        pairs = list(zip(self.rows[::2], self.rows[1::2], strict=True))
-        table = [("factor", "carried by", "these factors only", "with their descendants", "others", "best", "all")]
-        for alone, propagated in pairs:
-            beside = [_plain(x) for x in (alone.control, alone.best_control, alone.everything)]
-            carried = "each from its own source" if alone.joint else alone.units
-            table.append((alone.factor, carried, _interval(alone), _interval(propagated), *beside))
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines += ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
-        if self.unmatched:
-            lines.append(f"carried by nothing: {', '.join(self.unmatched)}")
-        lines += dict.fromkeys(f"undefined: {row.reason}" for row in self.rows if row.score is None)
-        return "\n".join(lines)
 
 
 def interchange_accuracy(
@@ -131,7 +53,7 @@ def interchange_accuracy(
         data: a dataset with an SCM.
         mapping: what carries each factor: `map_factors(vae, data)`; or `learn_rotation(vae, data)`, for subspaces that were learned
             (on other pairs than any that are drawn here); or factor -> index of a latent, a key such as `"decoder.2[0:8]"`, or a
-            sequence of keys that are one set, of any sites. None: nothing carries it.
+            sequence of either that is one set, of any sites. None: nothing carries it.
         swaps: which factors to swap: names, and sequences of names to swap at once. None: each factor that something carries, and
             all of these at once.
         n: number of pairs of images.
@@ -162,8 +84,9 @@ def interchange_accuracy(
         raise DataError(f"interchange_accuracy got n={n}; at least 20 pairs of images are needed for intervals.")
     base = data.sample(n, seed=seed)
     vae.layout(vae.checked(base.images))
-    carriers = _carriers(vae, data, mapping)
-    chosen = _chosen(carriers, swaps)
+    mapped = _carriers(vae, data, mapping)
+    carriers = {factor: carrier for factor, carrier in mapped.items() if carrier is not None}
+    chosen = _chosen(tuple(carriers), swaps)
     readout = data.readout() if readout is None else readout
     require_readout(readout)
     sources = [data.sample(n, seed=seed + 1 + j) for j in range(max(map(len, chosen), default=0))]
@@ -174,7 +97,7 @@ def interchange_accuracy(
             rows += trial.rows({factor: carriers[factor] for factor in factors})
             if advance is not None:
                 advance(1)
-    return InterchangeAccuracy(tuple(rows), tuple(f for f in carriers if carriers[f] is None), data.name, n)
+    return InterchangeAccuracy(tuple(rows), tuple(factor for factor in mapped if factor not in carriers), data.name, n)
 
 
 def _carriers(vae: VAE, data: Dataset, mapping: Mapped) -> dict[str, Carrier | None]:
@@ -196,25 +119,29 @@ def _carriers(vae: VAE, data: Dataset, mapping: Mapped) -> dict[str, Carrier | N
     return found
 
 
-def _unit_set(vae: VAE, units: int | Key | Sequence[Key] | None) -> UnitSet | None:
+def _unit_set(vae: VAE, units: int | Key | Sequence[int | Key] | None) -> UnitSet | None:
     if units is None:
         return None
-    if isinstance(units, int | np.integer) and not isinstance(units, bool):
-        n_latents = vae.sites["latent.z"].n_units
-        if not 0 <= units < n_latents:
-            raise DataError(f"this VAE has latents 0-{n_latents - 1}; the mapping asks for {units}.")
-        units = f"latent.z[{units}]"
     keys = list(units) if isinstance(units, Sequence) and not isinstance(units, str) else [units]
     if not keys:
         raise DataError("the mapping has an empty set of units; write None where nothing carries a factor.")
-    return UnitSet.of(vae, [vae.sites.select(key) for key in keys])
+    return UnitSet.of(vae, [vae.sites.select(_latent(vae, key)) for key in keys])
 
 
-def _chosen(
-    carriers: Mapping[str, Carrier | None], swaps: Iterable[str | Sequence[str]] | None
-) -> list[tuple[str, ...]]:
+def _latent(vae: VAE, key: int | Key) -> Key:
+    """A number is short for a latent."""
+    if not isinstance(key, int | np.integer):
+        return key
+    if isinstance(key, bool):
+        raise DataError(f"the mapping asks for {key}; expected the index of a latent, a key, or several.")
+    n_latents = vae.sites["latent.z"].n_units
+    if not 0 <= key < n_latents:
+        raise DataError(f"this VAE has latents 0-{n_latents - 1}; the mapping asks for {key}.")
+    return f"latent.z[{key}]"
+
+
+def _chosen(carried: tuple[str, ...], swaps: Iterable[str | Sequence[str]] | None) -> list[tuple[str, ...]]:
     """The factors of each swap."""
-    carried = tuple(factor for factor, carrier in carriers.items() if carrier is not None)
     if swaps is None:
         return [*((factor,) for factor in carried), *([carried] if len(carried) > 1 else [])]
     chosen = [(swap,) if isinstance(swap, str) else tuple(swap) for swap in swaps]
@@ -296,11 +223,3 @@ def _scores(
 
 def _array(values: Tensor) -> np.ndarray:
     return values.detach().double().cpu().numpy()
-
-
-def _plain(value: float | None) -> str:
-    return "none" if value is None else f"{value:.2f}"
-
-
-def _interval(row: InterchangeRow) -> str:
-    return "undefined" if row.score is None else f"{row.score:.2f} [{row.low:.2f}, {row.high:.2f}]"

@@ -95,28 +95,36 @@ def others(vae: VAE, carriers: Sequence[Carrier], most: int, seed: int) -> list[
 
     Returns: one carrier for each of the `carriers` that share nothing, and are not all the same as they.
     """
-    if isinstance(carriers[0], Subspace):
-        sizes = [len(each.basis) for each in carriers]
-        units = carriers[0].basis.shape[1]
-        if sizes == [units]:
-            return []  # the space itself
-        generator = torch.Generator().manual_seed(seed)
-        frames = [random_frame(sum(sizes), units, generator).split(sizes) for _ in range(most)]
-        return [tuple(Subspace(carriers[0].site, basis) for basis in frame) for frame in frames]
+    subspaces = [each for each in carriers if isinstance(each, Subspace)]
+    sets = [each for each in carriers if isinstance(each, UnitSet)]
+    return _other_subspaces(subspaces, most, seed) if subspaces else _other_sets(vae, sets, most, seed)
+
+
+def _other_subspaces(carriers: Sequence[Subspace], most: int, seed: int) -> list[tuple[Carrier, ...]]:
+    sizes, units = [len(each.basis) for each in carriers], carriers[0].basis.shape[1]
+    if sizes == [units]:
+        return []  # the space itself
+    generator = torch.Generator().manual_seed(seed)
+    frames = [random_frame(sum(sizes), units, generator).split(sizes) for _ in range(most)]
+    return [tuple(Subspace(carriers[0].site, basis) for basis in frame) for frame in frames]
+
+
+def _other_sets(vae: VAE, carriers: Sequence[UnitSet], most: int, seed: int) -> list[tuple[Carrier, ...]]:
     own = [each.selections for each in carriers]
-    places = [selection for selections in own for selection in selections]
+    places = tuple(selection for selections in own for selection in selections)
     candidates: Iterable[tuple[Selection, ...]]
     if math.prod(_count(vae, each) for each in places) - 1 <= most:
         candidates = itertools.product(*(_all(vae, each) for each in places))
     else:
         rng = np.random.default_rng(seed)
         candidates = (tuple(_draw(vae, each, rng) for each in places) for _ in range(_TRIES * most))
-    lengths = [len(selections) for selections in own]
-    found: dict[tuple[UnitSet, ...], None] = {}
+    found: dict[tuple[Carrier, ...], None] = {}
     for candidate in candidates:
-        if candidate != tuple(places) and not shared(vae, candidate) and len(found) < most:
+        if len(found) == most:
+            break
+        if candidate != places and not shared(vae, candidate):
             parts = iter(candidate)
-            found[tuple(UnitSet(tuple(itertools.islice(parts, length))) for length in lengths)] = None
+            found[tuple(UnitSet(tuple(itertools.islice(parts, len(each)))) for each in own)] = None
     return list(found)
 
 

@@ -235,7 +235,8 @@ def _train(
         if rows is None:
             batches = iter(torch.randperm(len(training), generator=generator).split(_BATCH))
             rows = next(batches)
-        loss = frame.errors(training.rows(rows)).mean()
+        with torch.enable_grad():  # for callers who have switched gradients off
+            loss = frame.errors(training.rows(rows)).mean()
         if not loss.requires_grad:
             raise ReadoutError(
                 "the readout has no gradient in the site (a threshold, an argmax, a detached tensor, or a model that rounds on "

@@ -46,16 +46,20 @@ def train_regressor(
     images: Shaped[Tensor, "n ..."],
     targets: Float[Tensor, "n f"],
     *,
+    n_outputs: int | None = None,
+    loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.mse_loss,
     seed: int,
     steps: int,
     augment: bool,
     progress: Progress | None = None,
 ) -> nn.Sequential:
-    """A regressor trained by squared error on z-scored targets, in eval mode.
+    """A network trained on targets, in eval mode.
 
     Args:
         images: float in [0, 1], or uint8 (scaled by 1/255 batch by batch, so large sets stay small in memory).
-        targets: one row per image, zero mean and unit variance per column.
+        targets: one row per image; for the squared error zero mean and unit variance per column.
+        n_outputs: of the network; None: one a target.
+        loss: of outputs and targets.
         seed: fixes weights, order and augmentation; the global random state is left as it was.
         steps: optimiser steps, each on the next 64 images of a shuffled pass.
         augment: blur and noise half of each batch, as a VAE's reconstructions are blurred and noisy.
@@ -63,7 +67,7 @@ def train_regressor(
     """
     with torch.random.fork_rng(devices=[]):  # layers can only draw their initial weights from the global generator
         torch.manual_seed(seed)
-        network = build_regressor(tuple(images.shape[1:]), targets.shape[1])
+        network = build_regressor(tuple(images.shape[1:]), n_outputs or targets.shape[1])
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(network.parameters(), lr=_PEAK_RATE, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=_PEAK_RATE, total_steps=steps)
@@ -71,9 +75,8 @@ def train_regressor(
         batch = unit_range(images[rows])
         if augment:
             batch = degrade(batch, generator)
-        loss = nn.functional.mse_loss(network(batch), targets[rows])
         optimizer.zero_grad()
-        loss.backward()
+        loss(network(batch), targets[rows]).backward()
         optimizer.step()
         schedule.step()
         if progress is not None and (step % _REPORT_EVERY == 0 or step == steps):
@@ -140,3 +143,14 @@ def r_squared(predicted: Float[Tensor, "n f"], true: Float[Tensor, "n f"]) -> li
     residual = ((true - predicted) ** 2).sum(0)
     total = ((true - true.mean(0)) ** 2).sum(0)
     return [1 - float(r / t) if t > 0 else None for r, t in zip(residual, total, strict=True)]
+
+
+def line_of(predicted: Float[Tensor, "n f"], true: Float[Tensor, "n f"]) -> list[tuple[float, float] | None]:
+    """Slope and intercept of the regression of each predicted column on the true one; None where the true values are constant."""
+    predicted, true = predicted.double(), true.double()
+    centred = true - true.mean(0)
+    spread, shared = (centred**2).sum(0), (centred * predicted).sum(0)
+    return [
+        (float(c / s), float(p - c / s * t)) if s > 0 else None
+        for c, s, p, t in zip(shared, spread, predicted.mean(0), true.mean(0), strict=True)
+    ]

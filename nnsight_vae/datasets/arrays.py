@@ -292,4 +292,7 @@ class Arrays(Dataset):
         table = torch.from_numpy(self._table[:, varying].astype(np.float32))
         names = [self.factors[j] for j in varying]
         steps = min(max(_PASSES * len(table) // 64, 500), 3000)
-        return Factors.fit(self._images, table, names, steps=steps, allow_unreliable=True, progress=progress)
+        kinds = [name for name in names if name in self.discrete]
+        return Factors.fit(
+            self._images, table, names, steps=steps, discrete=kinds, allow_unreliable=True, progress=progress
+        )

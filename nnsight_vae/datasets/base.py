@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from .._regressor import Progress
 from ..doses import Doses
 from ..errors import DataError, NnsightVaeWarning, ReadoutError
 from ..pairs import Pairs
+from .kept_readout import kept_readout
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -58,6 +60,7 @@ class Dataset(ABC):
         factors: names of the factors, in column order.
         image_shape: (channels, height, width).
         n_images: how many images there are; None where they are rendered on demand.
+        discrete: factors that are kinds and not amounts, such as a shape: classes to a readout.
         hidden: factors that no image shows: they cause others, and are left out wherever images are read.
     """
 
@@ -65,6 +68,7 @@ class Dataset(ABC):
     factors: tuple[str, ...]
     image_shape: tuple[int, int, int]
     n_images: int | None = None
+    discrete: tuple[str, ...] = ()
     hidden: tuple[str, ...] = ()
 
     @property
@@ -170,16 +174,23 @@ class Dataset(ABC):
         """
         raise self._no_scm("counterfactual")
 
-    def readout(self, names: str | Sequence[str] | None = None, progress: Progress | None = None) -> Factors:
+    def readout(
+        self,
+        names: str | Sequence[str] | None = None,
+        progress: Progress | None = None,
+        file: str | os.PathLike[str] | None = None,
+    ) -> Factors:
         """The learned readout of this dataset's factors, in factor standard deviations.
 
         It is fitted (seeded) the first time it is asked for and then kept, or comes with the package.
 
         Args:
-            names: factors to read; None: every factor that can be read reliably (held-out R2 of at least .8).
+            names: factors to read; None: every factor that can be read reliably (reliability of at least .8).
             progress: called with (steps done, steps in all) while it is fitted, which can take minutes for big images.
+            file: where it is kept between runs: read if the file is there, else written when the readout is fitted.
 
         Raises:
+            DataError: `file` holds something else, or cannot be written.
             ReadoutError: if a factor is unknown, or asked for by name and not reliable; if none is reliable.
 
         Warns:
@@ -190,9 +201,7 @@ class Dataset(ABC):
             raise ReadoutError(
                 f"{self.name}: {', '.join(unseen)} is hidden: it causes other factors, and no image shows it."
             )
-        if self._readout is None:
-            self._readout = self._fit_readout(progress)
-        whole = self._readout
+        whole = self._readout = kept_readout(self, progress, file)
         if names is not None:
             part = whole[names]
             if part.unreliable:
@@ -281,4 +290,7 @@ def as_images(u8: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
 
 
 def _scores(readout: Factors) -> str:
-    return ", ".join(f"{name} (held-out R2 {readout.reliability[name]:.2f})" for name in readout.names)
+    return ", ".join(
+        f"{name} (held-out {'skill' if name in readout.accuracy else 'R2'} {readout.reliability[name]:.2f})"
+        for name in readout.names
+    )

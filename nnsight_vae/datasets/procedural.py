@@ -72,6 +72,7 @@ class Procedural(Dataset):
         self.limits, self.integers = dict(limits), integers
         self.render, self._readout_file = render, readout_file
         self.hidden, self._measures = hidden, dict(measures or {})
+        self.discrete = tuple(v for v in scm.names if (v in integers or v in scm.discrete) and v not in hidden)
 
     @classmethod
     def drawn(cls: type[P], name: str, scm: SCM, renderer: Renderer, fixed: Mapping[str, float] | None = None) -> P:

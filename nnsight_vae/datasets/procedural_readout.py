@@ -33,4 +33,6 @@ def fit_procedural_readout(
     images = torch.from_numpy(data.render(factors))
     shown = [j for j, name in enumerate(data.factors) if name not in data.hidden]
     table, names = torch.from_numpy(factors[:, shown].astype(np.float32)), [data.factors[j] for j in shown]
-    return Factors.fit(images, table, names, seed=seed, steps=steps, allow_unreliable=True, progress=progress)
+    return Factors.fit(
+        images, table, names, discrete=data.discrete, seed=seed, steps=steps, allow_unreliable=True, progress=progress
+    )

@@ -6,5 +6,6 @@ Third parties register theirs through the entry-point group `nnsight_vae.adapter
 
 from nnsight_vae.adapters.base import Adapter, find_adapter
 from nnsight_vae.adapters.generic import CallableAdapter, EncodeDecode
+from nnsight_vae.adapters.ladder import CallableLadder, Ladder
 
-__all__ = ["Adapter", "CallableAdapter", "EncodeDecode", "find_adapter"]
+__all__ = ["Adapter", "CallableAdapter", "CallableLadder", "EncodeDecode", "Ladder", "find_adapter"]

@@ -6,10 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxtyping import Float
+from nnsight_vae.adapters.base import Adapter
 from nnsight_vae.adapters.generic import CallableAdapter, EncodeDecode, own_codebook
+from nnsight_vae.adapters.ladder import CallableLadder
 from torch import Tensor, nn
 
 from nnsight_vae.errors import AdapterError
+from nnsight_vae.posterior import Packed
 from nnsight_vae.vae import VAE
 
 
@@ -18,7 +21,9 @@ def adapt(
     *,
     encoder: Callable[..., Any] | None = None,
     decoder: Callable[..., Any] | None = None,
-    packed: bool = False,
+    packed: Packed = False,
+    levels: int = 1,
+    standard_prior: bool = False,
     codebook: Float[Tensor, "codes channels"] | None = None,
     example: Tensor | None = None,
     given: Tensor | Sequence[Tensor] = (),
@@ -28,9 +33,13 @@ def adapt(
     Args:
         module: the module whose submodules become sites; may be left out if `encoder` and `decoder` are modules themselves.
         encoder: callable (or module) `x -> (mu, logvar)`, a dict, a Normal distribution, or one packed tensor. A scale is not a
-            log variance: return `{"mu": mu, "scale": scale}` or `torch.distributions.Normal(mu, scale)`.
+            log variance: return `{"mu": mu, "scale": scale}` or `torch.distributions.Normal(mu, scale)`. A direction on the sphere
+            comes with its concentration, `{"mu": mu, "kappa": kappa}`.
         decoder: callable (or module) `z -> reconstruction`.
-        packed: the encoder returns one tensor with mu and logvar side by side along axis 1.
+        packed: the encoder returns one tensor with mu, then logvar, along axis 1; `"interleaved"` where they alternate.
+        levels: how many latents there are. With several, `encoder(x, draw)` calls `z = draw(k, posterior)` once for each, and the
+            decoder takes them all, `decoder(z0, z1)`; see `nv.adapters.Ladder`.
+        standard_prior: every level has the prior N(0, 1), so that KL per latent is known.
         codebook: rows `[codes, channels]` of a discrete latent, for `Quantize`. Default where the module's own encode and decode
             are used: its tensor `codebook`, if it has one.
         example: one batch of inputs, where the input shape cannot be inferred.
@@ -61,13 +70,20 @@ def adapt(
             )
         module = nn.ModuleDict({"encoder": encoder, "decoder": decoder})
     if encoder is None or decoder is None:
+        if levels != 1:
+            raise AdapterError(
+                "a VAE of several latents is told by encoder=lambda x, draw: ... and decoder=lambda z0, z1: ...; see nv.adapters.Ladder."
+            )
         codebook = own_codebook(module) if codebook is None else codebook
         return VAE(module, EncodeDecode(packed=packed, codebook=codebook), example=example, given=given)
     for name, function in (("encoder", encoder), ("decoder", decoder)):
         _require_part(module, name, function)
-    return VAE(
-        module, CallableAdapter(encoder, decoder, packed=packed, codebook=codebook), example=example, given=given
+    adapter: Adapter = (
+        CallableAdapter(encoder, decoder, packed=packed, codebook=codebook)
+        if levels == 1
+        else CallableLadder(encoder, decoder, levels, packed=packed, standard_prior=standard_prior)
     )
+    return VAE(module, adapter, example=example, given=given)
 
 
 def _require_part(module: nn.Module, name: str, function: Any) -> None:

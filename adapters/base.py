@@ -35,6 +35,8 @@ class Adapter:
         False
     """
 
+    #: how many latents the model has; see `nv.adapters.Ladder` where there are several
+    levels: int = 1
     #: rows of the codebook `[codes, channels]` where the latent is discrete
     codebook: Float[Tensor, "codes channels"] | None = None
     #: tolerance of `verify`, relative to the largest value. The operations are the model's own, so the difference is 0, or one

@@ -13,7 +13,7 @@ from nnsight_vae.adapters.reference import own_reconstruction
 from torch import Tensor, nn
 
 from nnsight_vae.errors import AdapterError
-from nnsight_vae.posterior import Posterior, read_posterior
+from nnsight_vae.posterior import Packed, Posterior, read_posterior
 
 _RECONSTRUCTION = (
     "reconstruction",
@@ -51,11 +51,11 @@ class EncodeDecode(_TakesConditions):
     `fc_var`, `fc_logvar`, ...) read, flattened where the heads are linear.
 
     Args:
-        packed: read one tensor as mu and logvar side by side along axis 1.
+        packed: read one tensor as mu, then logvar, along axis 1; `"interleaved"` where they alternate.
         codebook: rows `[codes, channels]` of a discrete latent, for `Quantize`.
     """
 
-    def __init__(self, *, packed: bool = False, codebook: Float[Tensor, "codes channels"] | None = None) -> None:
+    def __init__(self, *, packed: Packed = False, codebook: Float[Tensor, "codes channels"] | None = None) -> None:
         self.packed, self.codebook = packed, codebook
 
     def matches(self, model: nn.Module) -> bool:
@@ -91,7 +91,7 @@ class CallableAdapter(_TakesConditions):
         encoder: Callable[..., Any],
         decoder: Callable[..., Any],
         *,
-        packed: bool = False,
+        packed: Packed = False,
         codebook: Float[Tensor, "codes channels"] | None = None,
     ) -> None:
         self.encoder, self.decoder, self.packed, self.codebook = encoder, decoder, packed, codebook

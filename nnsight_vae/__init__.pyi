@@ -23,6 +23,7 @@ from .errors import (
     InterventionError as InterventionError,
     NnsightVaeError as NnsightVaeError,
     NnsightVaeWarning as NnsightVaeWarning,
+    PriorError as PriorError,
     ReadoutError as ReadoutError,
     SiteError as SiteError,
 )

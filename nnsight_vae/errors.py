@@ -13,6 +13,10 @@ class AdapterError(NnsightVaeError):
     """A module could not be read as a VAE, or its wrapped form disagrees with it."""
 
 
+class PriorError(NnsightVaeError):
+    """A KL per latent was asked of a posterior that has none, or whose prior is not known."""
+
+
 class InterventionError(NnsightVaeError):
     """An intervention is ill-formed, or does not fit the site it is applied to."""
 

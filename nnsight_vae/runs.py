@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -114,8 +115,6 @@ def run_from(
     fn, inputs, first = _entry(clean, start, rows, _decodes(layout, last))
     begun = firings[first].started
     writes = dict(writes)
-    if fn == "__call__" and clean.eps is not None:
-        _chain_first(writes, "latent.eps", lambda value: taken(clean.eps, rows))  # type: ignore[arg-type]
     events: list[Event] = []
     reached = begun
     if start is not None and fn != "decode_posterior":
@@ -124,9 +123,12 @@ def run_from(
         for firing in _finished_by(firings, begun, reached):
             value = grown if firing.path == start else clean.outputs[firing.path]
             events.append((firing.started, _skip(vae, firing, value)))
+    envoy, moment = vae.envoy_at(last), firings[last].started if taken_by else firings[last].finished
+    for path, noise in vae._module.noise(clean.eps).items() if clean.eps is not None and "decode" not in fn else ():
+        if reached < firings[path].finished <= moment:
+            _chain_first(writes, path, partial(_replaced, taken(noise, rows)))
     events += [(firings[path].finished, replace_event(vae, path, write)) for path, write in writes.items()]
     result: list[Tensor] = []
-    envoy, moment = vae.envoy_at(last), firings[last].started if taken_by else firings[last].finished
     events += _relay_events(vae, clean.x, reached, moment)
     events.append((moment, lambda: result.append(read((envoy.input if taken_by else envoy.output).contiguous()))))
     trace_events(vae, fn, inputs, events)
@@ -218,6 +220,10 @@ def _finished_by(firings: dict[str, Firing], begun: int, reached: int) -> list[F
         if not largest or firing.started > largest[-1].finished:
             largest.append(firing)
     return largest
+
+
+def _replaced(by: Tensor, value: Tensor) -> Tensor:
+    return by
 
 
 def _chain_first(writes: dict[str, Write], path: str, first: Write) -> None:

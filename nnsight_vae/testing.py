@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from nnsight_vae.probe import random_state_kept
 from nnsight_vae.self_check import SelfCheck
 from nnsight_vae.vae import VAE
 
-_OURS = {"input", "output", "latent.mu", "latent.logvar", "latent.eps", "latent.z"}
+_OURS = re.compile(r"input|output|latent\.(mu|logvar|eps|z)\d*")
 _ROUNDING = 1e-4  # relative: of runs that do the same arithmetic in batches of other sizes
 _BESIDE = "something reaches the decoder beside the latent (a skip connection, a value kept by encode)"
 _SCORED = 1_000_000  # parameters of the largest model whose edges are scored
@@ -126,7 +127,7 @@ class _Moments:
 
 def _check_sites(vae: VAE) -> None:
     own = dict(vae.module.named_modules())
-    if strange := [name for name in vae.sites if name not in _OURS and name.removeprefix("model.") not in own]:
+    if strange := [name for name in vae.sites if not _OURS.fullmatch(name) and name.removeprefix("model.") not in own]:
         _fail("sites", f"{', '.join(strange)} are no modules of {type(vae.module).__name__}.")
     for stage in ("encoder", "decoder"):
         if not any(site.stage == stage for site in vae.sites.values()):
@@ -143,9 +144,9 @@ def _check_sampling(vae: VAE, x: Tensor) -> None:
     sampled = vae(x, eps=eps)
     _require_near("sampling", vae(x, eps=eps), sampled, "the same noise gave another sample: the adapter draws its own")
     _require_near("sampling", vae(x, eps=torch.zeros_like(eps)), vae(x), "no noise gave another value than the mean")
-    posterior = vae.encode(x)
-    _require_near("sampling", vae.decode(posterior.rsample(eps)), sampled, "decode(rsample) is not the sampled run")
-    plain = vae(x)
+    drawn = vae.encode(x, eps=eps).rsample(eps)
+    _require_near("sampling", vae.decode(drawn), sampled, "decode(rsample) is not the sampled run")
+    plain, posterior = vae(x), vae.encode(x)
     _require_near("sampling", vae.decode(posterior.mu), plain, "decode(encode(x).mu) is not the reconstruction of x")
     vae.encode(x.roll(1, 0))
     _require_near("decoding", vae.decode(posterior.mu), plain, f"decode depends on what was encoded last; {_BESIDE}")

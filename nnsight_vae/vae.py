@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +24,7 @@ from nnsight_vae.self_check import SelfCheck
 from nnsight_vae.sites import Sites
 from nnsight_vae.snapshot import eval_mode, submodules_run
 from nnsight_vae.wrapped import Wrapped
+from nnsight_vae.wrapped_ladder import WrappedLadder
 
 if TYPE_CHECKING:
     from nnsight_vae.adapters import Adapter
@@ -99,7 +100,8 @@ class VAE(NNsight):
     def _wrap(self, module: nn.Module, adapter: Adapter, example: Tensor | None, given: tuple[Tensor, ...]) -> None:
         if self._parameter is not None:
             given = tuple(one.to(self._parameter.device) for one in given)
-        super().__init__(Wrapped(module, adapter, given), path="vae", interleaver=VAEInterleaver(), envoys=VAEEnvoy)
+        wrapper = WrappedLadder if getattr(adapter, "levels", 1) > 1 else Wrapped
+        super().__init__(wrapper(module, adapter, given), path="vae", interleaver=VAEInterleaver(), envoys=VAEEnvoy)
         self._hold.disable_inplace()
         for name, child in self.model._named_children():
             if not hasattr(type(self), name) and name not in self.__dict__ and not hasattr(Wrapped, name):
@@ -109,6 +111,8 @@ class VAE(NNsight):
             self.checked(example)
         else:
             self._infer_shape(module)
+        if self._shape is not None:
+            self._watch_posterior(self._shape)
 
     # ------------------------------------------------------------------ the user's module
     @property
@@ -223,30 +227,31 @@ class VAE(NNsight):
         given = self._checked_conditions(given, len(x))
         model = self._module
         with self.held():
-            posterior = model.encode(x, *given)
+            posterior, z = model.at(x, *given, eps=eps, draw=sample)
             # A pass over x before every forward would cost 4 % of a small model's; x is looked at when it shows in the posterior.
             if not inputs.finite(posterior.mu):
                 inputs.require_finite(x, "x")
-            # At the mean z is mu, to the bit; a small model notices the six small operations that would say so.
-            z = model.sample(posterior, eps, draw=sample) if sample or eps is not None else posterior.mu
             return model.decode(z, *given)
 
-    def encode(self, x: Float[Tensor, "n *image"], *given: Tensor) -> Posterior:
+    def encode(self, x: Float[Tensor, "n *image"], *given: Tensor, eps: Tensor | None = None) -> Posterior:
         """The posterior q(z|x), untraced.
 
         Args:
             x: inputs `[n, *image]`, float, finite.
             given: conditions `[n, ...]` in place of those the VAE is wrapped with.
+            eps: noise `[n, *latent]` of a VAE with several latents, whose lower ones are inferred from draws of the higher ones;
+                None takes these at their means. It changes no posterior of one latent.
 
-        Returns: `Posterior(mu, logvar)`, each `[n, *latent]`.
+        Returns: `Posterior(mu, logvar)`, each `[n, *latent]`; `encode(x, eps=eps).rsample(eps)` is the z of `vae(x, eps=eps)`.
 
         Raises:
             DataError: x is not a finite float batch that this model can run.
         """
         x = self.checked(x)
+        self._require_noise(x, eps)
         given = self._checked_conditions(given, len(x))
         with self.held():
-            return self._module.encode(x, *given)
+            return self._module.encode(x, *given, eps=eps)
 
     def decode(self, z: Float[Tensor, "n *latent"], *given: Tensor) -> Float[Tensor, "n *image"]:
         """The reconstruction of latents `z` `[n, *latent]`, untraced.
@@ -395,6 +400,19 @@ class VAE(NNsight):
                 return
         self._layouts.clear()
         self._shape = None
+
+    def _watch_posterior(self, shape: tuple[int, ...]) -> None:
+        """Encode once where autograd watches: how the posterior was made tells a scale from a log variance, and is warned of."""
+        x = probe.zeros_like_input(self.module, shape).requires_grad_()
+        # A model that cannot be differentiated (weights made in inference mode) can still be read.
+        with (
+            self.held(),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            probe.random_state_kept(x.device),
+            suppress(RuntimeError),
+        ):
+            self._module.encode(x.clone())
 
     def _returned(self, x: Tensor) -> tuple[int, ...] | None:
         """The shape of one reconstruction of `x`; None where the model cannot run it."""

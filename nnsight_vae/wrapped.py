@@ -49,13 +49,25 @@ class Wrapped(nn.Module):
         self.adapter, self.given = adapter, given
         self.law: type[Posterior] = Posterior  # the family of the posterior, as the adapter last stated it
 
-    def encode(self, x: Float[Tensor, "n *image"], *given: Tensor) -> Posterior:
-        """The posterior of `x`, through the taps."""
+    def encode(self, x: Float[Tensor, "n *image"], *given: Tensor, eps: Tensor | None = None) -> Posterior:
+        """The posterior of `x`, through the taps. Noise matters to it where lower latents are inferred from higher ones."""
         stated = self.adapter.encode(self.model, self.tap_input(x), *self.conditions(given, len(x)))
         if (law := type(stated) if isinstance(stated, Posterior) else Posterior) is not self.law:
             self.law = law
         mu, logvar = stated
         return self.law(self.latent.mu(mu), self.latent.logvar(logvar))
+
+    def at(
+        self, x: Float[Tensor, "n *image"], *given: Tensor, eps: Tensor | None = None, draw: bool = False
+    ) -> tuple[Posterior, Float[Tensor, "n *latent"]]:
+        """The posterior of `x` and z: its mean, to the bit, unless noise is given or asked for."""
+        posterior = self.encode(x, *given)
+        # A small model notices the six small operations that would say so.
+        return posterior, self.sample(posterior, eps, draw=draw) if draw or eps is not None else posterior.mu
+
+    def noise(self, eps: Float[Tensor, "n *latent"]) -> dict[str, Tensor]:
+        """Tap -> the part of the noise that enters there."""
+        return {"latent.eps": eps}
 
     def sample(self, posterior: Posterior, eps: Tensor | None, *, draw: bool = False) -> Float[Tensor, "rows *latent"]:
         """z = mu + sd * eps, or as the posterior's law has it; eps is zero unless given, or drawn if asked for."""

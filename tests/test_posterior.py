@@ -1,13 +1,18 @@
-"""The Gaussian posterior: its formulas against torch.distributions, and what cannot be read as one."""
+"""Posteriors: their formulas against torch.distributions, the forms they come in, and what cannot be read as one."""
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
+from matrix import conforms
 from torch.distributions import Independent, Laplace, LogNormal, Normal, kl_divergence
+from torch.nn import functional as F
+from vaes import seeded
 
 import nnsight_vae as nv
-from nnsight_vae.posterior import read_posterior
+from nnsight_vae.posterior import Laplace as LaplacePosterior, read_posterior
 
 
 @pytest.fixture
@@ -42,6 +47,114 @@ def test_a_packed_tensor_is_mu_then_logvar_along_axis_1():
     mu, logvar = read_posterior(packed, packed=True)
     assert torch.equal(mu, packed[:, :3])
     assert torch.equal(logvar, packed[:, 3:])
+
+
+def test_an_interleaved_tensor_alternates_mu_and_logvar_along_axis_1():
+    """As Burgess et al.'s and Dubois et al.'s encoders: view(n, d, 2).unbind(-1)."""
+    packed = torch.randn(2, 6, generator=torch.Generator().manual_seed(0))
+    mu, logvar = read_posterior(packed, packed="interleaved")
+    expected = packed.view(2, 3, 2).unbind(-1)
+    assert torch.equal(mu, expected[0])
+    assert torch.equal(logvar, expected[1])
+    spatial = torch.arange(24.0).view(2, 6, 2)
+    assert torch.equal(read_posterior(spatial, packed="interleaved").logvar, spatial[:, [1, 3, 5]])
+
+
+class Heads(torch.nn.Module):
+    """10 numbers, 3 latents; `say` gives encode its form."""
+
+    def __init__(self, say):
+        super().__init__()
+        self.heads, self.out, self.say = torch.nn.Linear(10, 6), torch.nn.Linear(3, 10), say
+
+    def halves(self, x):
+        return self.heads(x).chunk(2, 1)
+
+    def encode(self, x):
+        return self.say(self.heads(x))
+
+    def decode(self, z):
+        return torch.tanh(self.out(z))
+
+
+def scaled(raw):
+    mu, scale = raw.chunk(2, 1)
+    return {"mu": mu, "scale": F.softplus(scale) + 1e-3}
+
+
+KEPT = {
+    "softplus scales by name": (scaled, False, nv.Posterior, lambda raw: 2 * (F.softplus(raw[:, 3:]) + 1e-3).log()),
+    "interleaved": (lambda raw: raw, "interleaved", nv.Posterior, lambda raw: raw[:, 1::2]),
+    "side by side": (lambda raw: raw, True, nv.Posterior, lambda raw: raw[:, 3:]),
+    "Laplace": (
+        lambda raw: Laplace(raw[:, :3], raw[:, 3:].exp()),
+        False,
+        LaplacePosterior,
+        lambda raw: 2 * raw[:, 3:] + torch.log(torch.tensor(2.0)),
+    ),
+}
+
+
+@pytest.mark.parametrize("form", KEPT)
+def test_every_kind_of_posterior_goes_all_the_way(form):
+    """Wrap, encode, sample, trace, patch, sweep, attribute, verify."""
+    say, packed, law, logvar = KEPT[form]
+    model = seeded(Heads(say))
+    vae = nv.adapt(model, packed=packed)
+    x = torch.randn(5, 10, generator=torch.Generator().manual_seed(1))
+    assert vae.verify(x) == 0.0
+    raw = model.heads(x)
+    mu = raw[:, 0::2] if packed == "interleaved" else raw[:, :3]
+    q = vae.encode(x)
+    assert vae.law is law
+    torch.testing.assert_close(q, law(mu, logvar(raw)))
+    eps = torch.randn(5, 3, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(vae(x, eps=eps), model.decode(law(mu, logvar(raw)).rsample(eps)))
+    conforms(vae, x)
+
+
+MADE = {
+    "softplus": lambda raw: F.softplus(raw),
+    "softplus and a floor": lambda raw: F.softplus(raw) + 1e-3,
+    "exp, clamped": lambda raw: raw.exp().clamp(1e-3, 10.0),
+    "exp of half": lambda raw: torch.exp(0.5 * raw),
+}
+
+
+@pytest.mark.parametrize("made", MADE)
+def test_a_scale_by_position_is_warned_of_with_what_to_write(made):
+    def say(raw):
+        mu, spread = raw.chunk(2, 1)
+        return mu, MADE[made](spread)
+
+    model = seeded(Heads(say))
+    model.requires_grad_(False)
+    with pytest.warns(nv.NnsightVaeWarning, match=r'Heads.encode returned \(mu, s\).*"scale": s'):
+        vae = nv.VAE(model)
+    assert torch.equal(vae.encode(torch.ones(1, 10)).logvar, say(model.heads(torch.ones(1, 10)))[1])
+    assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda raw: raw,
+        lambda raw: raw.square(),
+        lambda raw: torch.log(F.softplus(raw) + 1e-3),
+        lambda raw: F.softplus(raw) - 6.0,
+        lambda raw: -F.softplus(raw),
+        lambda raw: raw.clamp(-30.0, 20.0),
+        torch.zeros_like,
+    ],
+)
+def test_a_log_variance_is_not_warned_of(made):
+    def say(raw):
+        mu, spread = raw.chunk(2, 1)
+        return mu, made(spread)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        nv.VAE(seeded(Heads(say)))
 
 
 def test_a_scale_keeps_its_law():

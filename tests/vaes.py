@@ -166,3 +166,41 @@ def wrapped_with_pairs(model: nn.Module, n: int = 11) -> tuple[nv.VAE, nv.Pairs]
     vae.encode(base)
     shape = vae.sites["latent.mu"].shape
     return vae, nv.Pairs(base, source, eps=torch.randn(n, *shape, generator=torch.Generator().manual_seed(2)))
+
+
+class LadderVAE(nn.Module):
+    """Two latents: z1 of the deeper features, a vector; z0 of the shallower ones and z1, with positions. The decoder reads both."""
+
+    image = (1, 8, 8)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.low, self.high = nn.Conv2d(1, 4, 4, 2, 1), nn.Linear(64, 10)
+        self.q1, self.down = nn.Linear(10, 6), nn.Linear(3, 16)
+        self.q0 = nn.Conv2d(5, 4, 3, 1, 1)
+        self.grow, self.out = nn.Linear(3, 16), nn.ConvTranspose2d(3, 1, 4, 2, 1)
+
+    def infer(self, x: Tensor, draw) -> None:
+        low = torch.tanh(self.low(x))
+        z1 = draw(1, self.q1(torch.tanh(self.high(low.flatten(1)))).chunk(2, 1))
+        down = torch.tanh(self.down(z1)).view(-1, 1, 4, 4)
+        draw(0, dict(zip(("mu", "logvar"), self.q0(torch.cat([low, down], 1)).chunk(2, 1), strict=True)))
+
+    def decode(self, z0: Tensor, z1: Tensor) -> Tensor:
+        return torch.sigmoid(self.out(torch.cat([z0, torch.tanh(self.grow(z1)).view(-1, 1, 4, 4)], 1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        drawn = {}
+
+        def draw(k, stated):
+            mu, logvar = stated.values() if isinstance(stated, dict) else stated
+            drawn[k] = mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
+            return drawn[k]
+
+        self.infer(x, draw)
+        return self.decode(drawn[0], drawn[1])
+
+
+def ladder(seed: int = 0, standard_prior: bool = False) -> nv.VAE:
+    model = seeded(LadderVAE(), seed)
+    return nv.adapt(model, levels=2, encoder=model.infer, decoder=model.decode, standard_prior=standard_prior)

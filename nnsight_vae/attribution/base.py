@@ -16,7 +16,7 @@ from nnsight_vae.attribution.baselines import Baseline, resolve_baseline
 from nnsight_vae.attribution.forward import CaptumForward, Explained, Origin, captum_forward
 from nnsight_vae.attribution.guards import require_gradients
 from nnsight_vae.attribution.targets import Targets, resolve_targets
-from nnsight_vae.errors import DataError, NnsightVaeWarning
+from nnsight_vae.errors import DataError, NnsightVaeWarning, PriorError
 from nnsight_vae.interventions import Intervention
 from nnsight_vae.sites import Key
 from nnsight_vae.vae import VAE
@@ -262,7 +262,11 @@ class VAEAttribution(Attribution):
         if forward.of != "input" or forward.explained not in ("mu", "logvar", "kl", "z"):
             return {}
         with torch.no_grad():
-            kl = forward.posterior(call.x, call.rows if forward.examples > 1 else None).kl()
+            posterior = forward.posterior(call.x, call.rows if forward.examples > 1 else None)
+            try:
+                kl = posterior.kl()
+            except PriorError:
+                return {}
         nats = kl.flatten(2).sum(2).mean(0) if kl.ndim > 2 else kl.mean(0)
         return {
             name: f"collapsed: KL to the prior is {float(nats[k]):.2g} nats on these inputs; attributions are set to 0"

@@ -189,7 +189,7 @@ class CaptumForward(nn.Module):
             return [self.vae.decode(x)]
         if sites == ("output",):
             return [self.vae(x, eps=eps)]
-        posterior = self.vae.encode(x)
+        posterior = self.vae.encode(x, eps=eps)
         z = posterior.mu if eps is None else posterior.rsample(eps)
         values = {"latent.mu": posterior.mu, "latent.logvar": posterior.logvar, "latent.z": z}
         return [values[site] for site in sites]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nnsight_vae.arguments import require
 from nnsight_vae.engine import activations, baseline, checked_batch, run_interventions
-from nnsight_vae.errors import SiteError
+from nnsight_vae.errors import PriorError, SiteError
 from nnsight_vae.interventions import Set
 from nnsight_vae.levels.latent_values import RANGE, Values
 from nnsight_vae.levels.latents import latent_moves
@@ -158,7 +158,9 @@ class LatentRuns:
             self.displacement[:, None],
             form=form,
             base=self.data,
-            kl=self.kl[indices] if len(indices) == len(self.what) else None,  # the KL of a latent, not of a part of one
+            kl=self.kl[indices]
+            if self.kl is not None and len(indices) == len(self.what)
+            else None,  # the KL of a latent, not of a part of one
             units=tuple(self.what),
             seed=seed,
         )
@@ -167,7 +169,7 @@ class LatentRuns:
         """How few targets of the readout each latent moves when it is set to 0."""
         spread = output_spread(self.data)
         # Streamed: the changes of every output element under every latent need not fit in memory together.
-        changes = (self._zeroed(k, self.read, self.base) for k in range(len(self.kl)))
+        changes = (self._zeroed(k, self.read, self.base) for k in range(self.vae.sites["latent.z"].n_units))
         return intervention_specificity(changes, form=form, spread=spread, kl=self.kl, seed=seed)
 
     def modularity(self, form: Form = "raw", seed: int = 0) -> Score:
@@ -203,7 +205,9 @@ class LatentRuns:
         """Root mean square change, over positions, of each unit of the decoder site under do(z_k = 0)."""
         read, base = self._at_site
         # Root mean square: a feature that only moves leaves a channel's mean as it is.
-        changes = (_units_first(self._zeroed(k, read, base), self._where) for k in range(len(self.kl)))
+        changes = (
+            _units_first(self._zeroed(k, read, base), self._where) for k in range(self.vae.sites["latent.z"].n_units)
+        )
         return np.stack([np.sqrt(np.square(change).mean(axis=2)) for change in changes])
 
     @cached_property
@@ -212,10 +216,16 @@ class LatentRuns:
         return _units_first(self._at_site[1].double().cpu().numpy(), self._where)
 
     @cached_property
-    def kl(self) -> Float[np.ndarray, " latent"]:
-        """KL(q(z_k|x) || prior) in nats, summed over positions, mean over inputs; the prior is the posterior family's standard one."""
+    def kl(self) -> Float[np.ndarray, " latent"] | None:
+        """KL(q(z_k|x) || prior) in nats, summed over positions, mean over inputs; the prior is the posterior family's standard one.
+
+        None where the posterior has no KL per latent.
+        """
         acts = activations(self.vae, self.x, ["latent.mu", "latent.logvar"])
-        nats = self.vae.law(acts["latent.mu"].double(), acts["latent.logvar"].double()).kl()
+        try:
+            nats = self.vae.law(acts["latent.mu"].double(), acts["latent.logvar"].double()).kl()
+        except PriorError:
+            return None
         return nats.reshape(*nats.shape[:2], -1).sum(dim=2).mean(dim=0).cpu().numpy()
 
     @property

@@ -71,6 +71,11 @@ class Wiring:
 
     @classmethod
     def _found(cls, vae: VAE, x: Tensor, eps: Tensor | None, reads: str) -> Wiring:
+        if eps is not None and vae.adapter.levels > 1:
+            raise CircuitError(
+                "the noise of a VAE of several latents enters at each level, where edges are not told apart: score its circuits at the "
+                "posterior means, on pairs without eps."
+            )
         prober = Prober(vae, vae.checked(x)[:1], None if eps is None else eps[:1], reads)
         read_by = _readers(prober)
         _refuse_opaque(prober, read_by)

@@ -116,7 +116,7 @@ def _calibrate(network: nn.Sequential, heads: Heads, raw: Float[Tensor, "n out"]
     A network that minimises the squared error answers too little: its answers rise with the truth by a slope below 1, of about its
     R2, and every effect read with it is that much too small. Divided by that slope, an answer is right on average given the truth.
     """
-    weight, bias = network[-1].weight, network[-1].bias
+    *_, weight, bias = network.parameters()  # of the last layer
     for j, levels in enumerate(heads.values):
         if levels is not None:
             continue

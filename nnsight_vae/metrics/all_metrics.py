@@ -82,7 +82,7 @@ METRICS: dict[str, Callable[..., FactorScore]] = {
     "support_distance": _support_distance,
     "total_correlation": _total_correlation,
 }
-GENERATIVE = {  # of the decoder too: what a readout sees when latents are moved
+GENERATIVE: dict[str, Callable[..., FactorScore]] = {  # of the decoder too: what a readout sees when latents are moved
     "counterfactual_generativeness": counterfactual_generativeness,
     "causal_disentanglement": causal_disentanglement,
 }
@@ -202,7 +202,7 @@ def disentanglement(
 
 def _options(metrics: Sequence[str], options: dict[str, Any]) -> dict[str, list[str]]:
     """The options that each metric takes."""
-    known = METRICS | GENERATIVE
+    known: dict[str, Callable[..., FactorScore]] = {**METRICS, **GENERATIVE}
     if not metrics or any(name not in known for name in metrics):
         raise DataError(f"metrics={list(metrics)}: expected some of {', '.join(known)}.")
     takes = {name: [o for o in options if o in inspect.signature(known[name]).parameters] for name in metrics}

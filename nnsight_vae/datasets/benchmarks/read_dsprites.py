@@ -54,7 +54,9 @@ def dsprites(
         cache_folder(cache),
         progress,
     )
-    return Grid("dsprites", images, values[:, 1:].astype(np.float64), FACTORS)
+    data = Grid("dsprites", images, values[:, 1:].astype(np.float64), FACTORS)
+    data.discrete = ("shape",)
+    return data
 
 
 def _grey(file: object, chunk: np.ndarray) -> np.ndarray:

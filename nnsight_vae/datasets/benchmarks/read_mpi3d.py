@@ -65,4 +65,6 @@ def mpi3d(
         progress,
     )
     table = product({name: range(size) for name, size in zip(FACTORS, sizes, strict=True)})
-    return Grid(f"mpi3d-{version}", images, table, FACTORS)
+    data = Grid(f"mpi3d-{version}", images, table, FACTORS)
+    data.discrete = ("color", "shape", "background")
+    return data

@@ -45,7 +45,9 @@ def shapes3d(
     images = stored_images(
         "shapes3d", [file], (n, channels, height, width), lambda: _chunks(file), cache_folder(cache), progress
     )
-    return Grid("shapes3d", images, table, FACTORS)
+    data = Grid("shapes3d", images, table, FACTORS)
+    data.discrete = ("shape",)
+    return data
 
 
 def _described(file: Path) -> tuple[tuple[int, ...], np.ndarray]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from nnsight_vae.circuits.known import KnownCircuit, glass_box
 
 CHAIN = nx.DiGraph([("f0", "f1"), ("f1", "f2")])
+
 # layer, the site of the nodes it makes, how many of its inputs and outputs a node has; written by hand
 GLASS = [
     ("encoder.0", "encoder.0", 1, 1),

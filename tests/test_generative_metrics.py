@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from factor_models import factor_vae, factor_world, rotated
 from hypothesis import given, settings, strategies as st
 
@@ -137,6 +138,19 @@ def test_every_metric_of_a_model_stands_beside_its_null(world):
     assert abs(table.scores["total_correlation", "independent"].value) < 0.1
     assert "ten equally frequent classes" in table.scores["factor_vae_score", "independent"].note
     assert table.scores["factor_vae_score", "independent"].value == 1
+
+
+def test_a_posterior_without_a_kl_per_latent_is_active_where_its_mean_moves(world):
+    exact = factor_vae(world, spare=1)
+    kappa = torch.ones(1, 1)
+
+    def encode(x):
+        mu, _ = exact.encode(x)
+        return {"mu": torch.nn.functional.normalize(mu, dim=1), "kappa": kappa.expand(len(x), 1)}
+
+    vae = nv.adapt(exact, encoder=encode, decoder=exact.decode, example=world.sample(2).images)
+    table = metrics.disentanglement(vae, world, n=100, metrics=["irs"], n_null=0)
+    assert table.latents == tuple(sorted(exact.latents.values()))
 
 
 def test_an_option_that_no_metric_takes_and_a_missing_graph_are_refused(world):

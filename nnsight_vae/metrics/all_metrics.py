@@ -15,7 +15,7 @@ import torch
 from nnsight_vae.arguments import require
 from nnsight_vae.datasets.base import Batch, Dataset
 from nnsight_vae.engine import activations
-from nnsight_vae.errors import DataError
+from nnsight_vae.errors import DataError, PriorError
 from nnsight_vae.metrics.correlated import mcc, support_distance, total_correlation
 from nnsight_vae.metrics.fronts import activity
 from nnsight_vae.metrics.generative import causal_disentanglement, counterfactual_generativeness
@@ -172,8 +172,7 @@ def disentanglement(
     batches = {"observational": data.sample(n, seed)}
     if hasattr(data, "sample_independent"):
         batches["independent"] = data.sample_independent(n, seed)
-    informed = activity(vae, batches["observational"].images).kl.values
-    latents = tuple(k for k, nats in enumerate(informed) if nats is not None and nats > ACTIVE)
+    latents = _active(vae, batches["observational"].images)
     means = {how: activations(vae, b.images, ["latent.mu"])["latent.mu"] for how, b in batches.items()}
     if any(mu.ndim != 2 for mu in means.values()):
         raise DataError(
@@ -198,6 +197,15 @@ def disentanglement(
                     advance(1)
     ordered = {(name, how): scores[name, how] for name in metrics for how in batches}
     return Disentanglement(ordered, latents, next(iter(means.values())).shape[1], n)
+
+
+def _active(vae: VAE, images: torch.Tensor) -> tuple[int, ...]:
+    try:
+        sizes = activity(vae, images).kl.values
+    except PriorError:  # no KL of each latent alone: whether its mean moves, then
+        mu = activations(vae, images, ["latent.mu"])["latent.mu"].double()
+        sizes = tuple(mu.transpose(0, 1).flatten(1).var(dim=1).tolist())
+    return tuple(k for k, size in enumerate(sizes) if size is not None and size > ACTIVE)
 
 
 def _options(metrics: Sequence[str], options: dict[str, Any]) -> dict[str, list[str]]:

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 import nnsight_vae as nv
-from nnsight_vae.metrics.polysemanticity import standing_pvalues, verdicts_from_effects
+from nnsight_vae.metrics.polysemanticity_chance import chance_pvalues, standing_pvalues
 from nnsight_vae.metrics.polysemanticity_indices import selectivity_indices
 from nnsight_vae.metrics.polysemanticity_rules import judge, verdict_pvalues
+from nnsight_vae.metrics.polysemanticity_verdicts import verdicts_from_effects
 
 LEAST = 0.2
 
@@ -20,17 +21,19 @@ def effects(sizes: np.ndarray, rng: np.random.Generator, n: int = 60, together: 
     return sizes[..., None] * ((1 - together) * own + together * shared)
 
 
-def wrong(found, sizes: np.ndarray) -> list[bool]:
-    """For each verdict that was given, whether it or a factor that it names is wrong."""
-    out = []
+def wrong(found, sizes: np.ndarray) -> tuple[list[bool], list[bool]]:
+    """For each unit called alive, and for each called dead, whether that or a factor named is wrong."""
+    alive, dead = [], []
     for verdict, named, size in zip(found.verdicts, found.named, sizes, strict=True):
         above = {f"factor {j}" for j in np.flatnonzero(size > LEAST)}
         truth = ("dead", "monosemantic", "polysemantic")[min(len(above), 2)]
         if (size == LEAST).any() and len(above) < 2:
             truth = "no verdict is right"
-        if verdict != "undetermined":
-            out.append(verdict != truth or not set(named) <= above)
-    return out
+        if verdict == "dead":
+            dead.append(truth != "dead")
+        elif verdict != "undetermined":
+            alive.append(verdict != truth or not set(named) <= above)
+    return alive, dead
 
 
 CLEAR = np.array([[0.02, 0.02, 0.02], [1.0, 0.02, 0.02], [0.8, 0.9, 0.02], [0.5, 0.6, 0.7]])
@@ -58,9 +61,9 @@ def test_false_verdicts_are_no_more_than_stated(hard, together):
         shares = []
         for _ in range(150):
             found = verdicts_from_effects(effects(sizes, rng, together=together), min_effect=LEAST, rate=0.1)
-            given = wrong(found, sizes)
-            shares.append(np.mean(given) if given else 0.0)
-        assert np.mean(shares) <= 0.1 + 2 * np.std(shares) / np.sqrt(150)
+            shares.append([np.mean(given) if given else 0.0 for given in wrong(found, sizes)])
+        for share in np.array(shares).T:
+            assert share.mean() <= 0.1 + 2 * share.std() / np.sqrt(150)
 
 
 def test_dependent_units_under_by_are_given_fewer_verdicts():
@@ -101,35 +104,63 @@ def test_p_values_are_valid_where_each_verdict_is_false():
             assert (p <= a).mean() <= a + 3 * np.sqrt(a / n)
 
 
-def test_a_random_direction_is_not_polysemantic_by_moving_a_bit_of_everything():
-    """Units of a linear layer that are random mixtures: all move all factors, and none more than a random direction."""
-    rng = np.random.default_rng(0)
-    declared = 0
+def random_layer(rng: np.random.Generator, n_factors: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """Effects of 40 units of a linear layer that are random mixtures, and second moments of 64 random directions of it."""
+    layer = scale * rng.normal(size=(40, n_factors))
+    directions = rng.normal(size=(64, 40))
+    moved = directions / np.linalg.norm(directions, axis=1, keepdims=True) @ layer
+    return layer, np.tile(moved.T @ moved / 64, (40, 1, 1))
+
+
+def varied(layer: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return layer[:, :, None] * rng.uniform(0.9, 1.1, (*layer.shape, 40))
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.1])
+@pytest.mark.parametrize("n_factors", [2, 4])
+def test_random_mixtures_are_given_no_verdict_whether_they_move_much_or_about_the_minimum(scale, n_factors):
+    """20 layers: a family with any verdict other than dead is wholly wrong, so at most about one in twenty may have any."""
+    rng, declared, free = np.random.default_rng(0), 0, 0
     for _ in range(20):
-        layer = rng.normal(size=(40, 4))
-        directions = rng.normal(size=(64, 40))
-        moved = np.abs(directions / np.linalg.norm(directions, axis=1, keepdims=True) @ layer)
-        random = np.tile(np.sqrt(np.square(moved).mean(0)), (40, 1))
-        values = np.abs(layer)[:, :, None] * rng.uniform(0.9, 1.1, (40, 4, 40))
-        found = verdicts_from_effects(values, min_effect=0.05, random=random)
-        declared += found.verdicts.count("polysemantic") + found.verdicts.count("dead")
-        free = verdicts_from_effects(values, min_effect=0.05)
-        assert free.verdicts.count("polysemantic") > 30
-    assert declared <= 2
-    layer[3], layer[5] = [6, 6, 0, 0], [6, 0, 0, 0]
-    values = np.abs(layer)[:, :, None] * rng.uniform(0.9, 1.1, (40, 4, 40))
-    found = verdicts_from_effects(values, min_effect=0.05, random=random)
-    assert found.verdicts[3] == "polysemantic"
-    assert found.named[3] == ("factor 0", "factor 1")
-    assert found.verdicts[5] == "monosemantic"
+        layer, random = random_layer(rng, n_factors, scale)
+        values = varied(layer, rng)
+        found = verdicts_from_effects(values, min_effect=0.1, random=random).verdicts
+        declared += "polysemantic" in found or "monosemantic" in found
+        free += verdicts_from_effects(values, min_effect=0.1).verdicts.count("undetermined") < 20
+    assert declared <= 3  # P(Binomial(20, .05) > 3) = .016
+    assert free == 20  # by size alone most units would be given one
 
 
-def test_standing_of_a_random_direction_is_uniform_in_a_wide_layer():
+def test_units_that_stand_out_of_a_random_layer_are_found():
     rng = np.random.default_rng(0)
-    random = np.sqrt(np.square(rng.normal(size=(2000, 64))).mean(1))
-    p = standing_pvalues(np.abs(rng.normal(size=(2000, 1))), random[:, None], 64)
-    for a in (0.01, 0.05, 0.5):
-        assert abs((p <= a).mean() - a) < 4 * np.sqrt(a / 2000)
+    layer, random = random_layer(rng, 4, 1.0)
+    layer[3], layer[5] = [6, 6, 0, 0], [1, 0.01, 0, 0]
+    found = verdicts_from_effects(varied(layer, rng), min_effect=0.05, random=random)
+    assert (found.verdicts[3], found.named[3]) == ("polysemantic", ("factor 0", "factor 1"))
+    assert (found.verdicts[5], found.named[5]) == ("monosemantic", ("factor 0",))  # no larger than others, but pure
+    np.testing.assert_allclose(found.random[0] ** 2, np.diag(random[0]))
+
+
+def test_chance_of_a_random_direction_is_uniform_in_a_wide_layer():
+    rng = np.random.default_rng(0)
+    square = np.square(rng.normal(size=(2000, 64))).mean(1)
+    p = standing_pvalues(np.abs(rng.normal(size=(2000, 1))), square[:, None], 64)
+    mixing = rng.normal(size=(3, 3))
+    moments = np.tile(mixing @ mixing.T, (2000, 1, 1)) * rng.uniform(0.5, 2, (2000, 1, 1))  # whatever their length
+    drawn = np.abs(rng.normal(size=(2000, 3)) @ mixing.T)
+    for values in (p, chance_pvalues(drawn, moments, 64).selective):
+        for a in (0.01, 0.05, 0.5):
+            assert abs((values <= a).mean() - a) < 4 * np.sqrt(a / 2000)
+
+
+def test_of_one_factor_chance_is_of_its_size_and_without_random_effects_anything_stands_out():
+    size, square = np.array([[2.0], [0.1]]), np.ones((2, 1, 1))
+    chance = chance_pvalues(size, square, 64)
+    assert chance.selective.tolist() == chance.standing[:, 0].tolist()
+    assert chance.standing[0, 0] == pytest.approx(0.05, abs=1e-3)
+    still = chance_pvalues(np.array([[1.0, 0.0]]), np.zeros((1, 2, 2)), 64)
+    assert still.standing.tolist() == [[0.0, 1.0]]
+    assert still.selective[0] == pytest.approx(1e-5)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +226,7 @@ def test_bad_input_is_refused():
         verdicts_from_effects(good[..., :19], min_effect=LEAST)
     with pytest.raises(nv.DataError, match="finite"):
         verdicts_from_effects(good * np.nan, min_effect=LEAST)
-    for bad in ({"min_effect": 0.0}, {"rate": 1.0}, {"method": "holm"}, {"random": np.ones((4, 2))}):
+    for bad in ({"min_effect": 0.0}, {"rate": 1.0}, {"method": "holm"}, {"random": np.ones((4, 3))}):
         with pytest.raises(nv.DataError, match=next(iter(bad))):
             verdicts_from_effects(good, **{"min_effect": LEAST} | bad)
     with pytest.raises(nv.DataError, match="no factor 'mass'"):

@@ -115,9 +115,9 @@ def draws_needed(n_units: int, n_factors: int, rate: float) -> int:
 
     Example:
         >>> draws_needed(8, 4, 0.05)
-        1919
+        1279
     """
-    return min(int(np.ceil(3 * n_factors * n_units / rate - 1e-9)) - 1, _MOST)
+    return min(int(np.ceil(2 * n_factors * n_units / rate - 1e-9)) - 1, _MOST)
 
 
 def linear_conditional(scm: SCM) -> Conditional:

@@ -18,7 +18,7 @@ from nnsight_vae.metrics.polysemanticity_rules import Verdict, verdict_from_boun
 from nnsight_vae.readouts import Readout
 from nnsight_vae.results.effects import Effects
 from nnsight_vae.stats.significance import benjamini_hochberg
-from nnsight_vae.stats.skewness import one_sided_pvalues, simultaneous_interval as simultaneous_interval
+from nnsight_vae.stats.skewness import one_sided_pvalues, simultaneous_interval
 from nnsight_vae.vae import VAE
 
 

@@ -31,13 +31,13 @@ class UnitEffects(NamedTuple):
         units: their names.
         factors: their names.
         values: signed effects.
-        random: root mean square size of random directions of the unit's layer; None where not measured.
+        random: second moments E e_f e_g of the effects of random directions that are as long; None where not measured.
     """
 
     units: tuple[str, ...]
     factors: tuple[str, ...]
     values: Float[np.ndarray, "unit factor example"]
-    random: Float[np.ndarray, "unit factor"] | None = None
+    random: Float[np.ndarray, "unit factor factor"] | None = None
 
 
 def answers_of_units(
@@ -71,8 +71,9 @@ def effects_of_units(
 
         effect_u = Y(do(a_u = a_u + s_u)) - Y(do(a_u = a_u - s_u)),      s_u^2 = mean over positions of Var_x a_u
 
-    A unit with positions is moved at all of them alike. A random direction of a layer is v, |v| = 1, over all its units in their
-    own standard deviations, moved in the same way: each single unit is such a direction too, of the same length.
+    A unit with positions is moved at all of them alike. Random directions of its layer, over all units and uniform on the sphere, are
+    moved in the same way by the root mean square of the layer's s; what they do is scaled to s_u, which is exact where the effect
+    is in proportion to the step.
 
     Args:
         vae: the model.
@@ -100,18 +101,20 @@ def effects_of_units(
 
 def _of_block(
     vae: VAE, x: Tensor, block: Block, readout: Readout, n_random: int, seed: int, advance: Advance
-) -> tuple[Float[np.ndarray, "unit factor example"], Float[np.ndarray, "unit factor"]]:
+) -> tuple[Float[np.ndarray, "unit factor example"], Float[np.ndarray, "unit factor factor"]]:
     spread = _spread(vae, x, block)
+    length = spread.square().mean().sqrt()
     single = [(Selection(block.site, (i,), block.position), spread[i : i + 1]) for i in block.indices]
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(n_random, len(spread), generator=generator, dtype=torch.double).to(spread)
-    unit_length = drawn / drawn.norm(dim=1, keepdim=True)
-    anywhere = [(Selection(block.site, None, block.position), direction * spread) for direction in unit_length]
+    steps = length * drawn / drawn.norm(dim=1, keepdim=True)
     grid = () if block.position is not None else vae.sites[block.site].grid
+    anywhere = [(Selection(block.site, None, block.position), step) for step in steps]
     values = _moved(vae, x, [*single, *anywhere], len(grid), readout, advance)
     effects, of_random = values[: len(single)], values[len(single) :]
-    sizes = np.sqrt(np.square(np.abs(of_random).mean(axis=2)).mean(axis=0))
-    return effects, np.tile(sizes, (len(single), 1))
+    moments = np.einsum("dfn,dgn->fg", of_random, of_random) / (n_random * len(x))
+    share = (spread[block.indices] / length.clamp(min=torch.finfo(length.dtype).tiny)).square().double().cpu().numpy()
+    return effects, share[:, None, None] * moments
 
 
 def _spread(vae: VAE, x: Tensor, block: Block) -> Float[Tensor, " unit"]:

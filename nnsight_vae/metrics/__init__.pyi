@@ -19,6 +19,8 @@ from .generative import (
 from .information import mig as mig, modularity as modularity
 from .latent_activity import Activity as Activity
 from .mec import infomec as infomec
+from .polysemanticity_indices import selectivity_indices as selectivity_indices
+from .polysemanticity_verdicts import UnitVerdicts as UnitVerdicts, polysemanticity as polysemanticity
 from .predictive import dci as dci, explicitness as explicitness, sap as sap
 from .robustness import irs as irs, unconfoundedness as unconfoundedness
 from .scores import LatentMatrix as LatentMatrix, LatentScores as LatentScores, Score as Score

@@ -1,4 +1,4 @@
-"""From tests of every unit on every factor to one verdict a unit, with its error controlled over all units."""
+"""From tests of every unit on every factor to one verdict a unit, with the error controlled over all units."""
 
 from __future__ import annotations
 
@@ -12,6 +12,19 @@ from nnsight_vae.stats.significance import benjamini_hochberg, benjamini_yekutie
 
 Verdict = Literal["dead", "monosemantic", "polysemantic", "undetermined"]
 VERDICTS: tuple[Verdict, ...] = ("dead", "monosemantic", "polysemantic")  # those that say something
+_WAYS = 2  # in which a unit can be said to move factors
+
+
+class Chance(NamedTuple):
+    """What a random direction of a unit's layer would do, as p-values.
+
+    Attributes:
+        standing: of "a random direction of the same length moves this factor as much".
+        selective: of "a random direction is as much of one factor".
+    """
+
+    standing: Float[np.ndarray, "unit factor"]
+    selective: Float[np.ndarray, " unit"]
 
 
 class Judged(NamedTuple):
@@ -21,7 +34,7 @@ class Judged(NamedTuple):
         verdicts: one a unit.
         factors: for each unit, the numbers of the factors that its verdict names: one of a monosemantic unit, two or more of a
             polysemantic one.
-        p: for each unit, the p-value of its most supported verdict being wrong.
+        p: for each unit, the p-value of what it is nearest to being called, dead or alive, being wrong.
         q: the same, adjusted over units.
     """
 
@@ -70,22 +83,23 @@ def verdict_pvalues(
 def judge(
     above: Float[np.ndarray, "unit factor"],
     below: Float[np.ndarray, "unit factor"],
-    standing: Float[np.ndarray, "unit factor"] | None = None,
+    chance: Chance | None = None,
     *,
     q: float = 0.05,
     method: DiscoveryMethod = "bh",
 ) -> Judged:
-    """A verdict for each unit, at false verdict rate q: the expected share of wrong ones among those given.
+    """A verdict for each unit; of those called mono- or polysemantic, and of those called dead, a share of at most q is wrong.
 
-    Three verdicts are possible of a unit, so its p-value is three times the least of `verdict_pvalues`, and the chance that the
-    unit is given a wrong verdict at level a is at most a. Benjamini-Hochberg over units then holds the rate for independent
-    units; "by" whatever their dependence. A verdict that names a wrong factor is wrong.
+    The rates are expected ones.     A unit can be wrongly called one of two things that say that it moves factors, so there its p-value is twice the lesser of the
+    two of `verdict_pvalues`, and the chance that it is wrongly called either at level a is at most a. Benjamini-Hochberg over units
+    then holds the rate for independent units; "by" whatever their dependence. The dead are a family of their own: however many they
+    are, they do not vouch for the others. A verdict that names a wrong factor is wrong.
 
     Args:
         above: small where a factor is moved by more than the minimum.
         below: small where it is moved by less.
-        standing: p-values of "the unit moves this factor no more than a random direction of its layer would", where they are known.
-            A random direction is always a bit of everything, so it takes more than that to be called polysemantic.
+        chance: p-values of "a random direction of the layer does as much", where they are known. They are part of what makes a unit
+            polysemantic, for a random direction moves a bit of everything, and of what makes it monosemantic.
         q: false verdict rate.
         method: `"bh"` or `"by"`.
 
@@ -94,24 +108,33 @@ def judge(
         >>> judge(above, 1 - above).verdicts
         ('monosemantic', 'polysemantic', 'dead', 'undetermined')
     """
-    moves = above if standing is None else np.maximum(above, standing)
-    wrong = verdict_pvalues(above, below)
-    wrong[2] = verdict_pvalues(moves, below)[2]
-    p = np.minimum(len(VERDICTS) * wrong.min(axis=0), 1.0)
-    adjusted = (benjamini_hochberg if method == "bh" else benjamini_yekutieli)(p)
-    given = adjusted <= q
-    cut = p[given].max(initial=0.0)  # the level that the procedure came down to
+    adjust = benjamini_hochberg if method == "bh" else benjamini_yekutieli
+    moves, (dead, mono, poly) = above, verdict_pvalues(above, below)
+    if chance is not None:
+        moves = np.maximum(above, chance.standing)
+        mono, poly = np.maximum(mono, chance.selective), verdict_pvalues(moves, below)[2]
+    alive = np.minimum(_WAYS * np.minimum(mono, poly), 1.0)
+    adjusted_dead, adjusted_alive = adjust(dead), adjust(alive)
+    given = adjusted_alive <= q
+    cut = alive[given].max(initial=0.0) / (_WAYS * above.shape[1])  # what the procedure came down to, a factor
     verdicts, factors = [], []
-    for u, label in enumerate(wrong.argmin(axis=0)):
-        verdict: Verdict = VERDICTS[label] if given[u] else "undetermined"
+    for u in range(len(above)):
+        verdict: Verdict = "dead" if adjusted_dead[u] <= q else "undetermined"
         named: tuple[int, ...] = ()
-        if verdict == "monosemantic":
-            named = (int(above[u].argmin()),)
-        elif verdict == "polysemantic":
-            named = tuple(np.flatnonzero(len(VERDICTS) * above.shape[1] * moves[u] <= cut).tolist())
+        if given[u] and mono[u] <= poly[u]:
+            verdict, named = "monosemantic", (int(above[u].argmin()),)
+        elif given[u]:
+            two = np.sort(moves[u])[1]  # those of its p-value are named, whatever rounding makes of the cut
+            verdict, named = "polysemantic", tuple(np.flatnonzero(moves[u] <= max(cut, two)).tolist())
         verdicts.append(verdict)
         factors.append(named)
-    return Judged(tuple(verdicts), tuple(factors), p, adjusted)
+    closer = dead < alive
+    return Judged(
+        tuple(verdicts),
+        tuple(factors),
+        np.where(closer, dead, alive),
+        np.where(closer, adjusted_dead, adjusted_alive),
+    )
 
 
 def verdict_from_bounds(low: Float[np.ndarray, " factor"], high: Float[np.ndarray, " factor"], least: float) -> Verdict:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from nnsight_vae.errors import DataError
+from nnsight_vae.metrics.polysemanticity_chance import chance_pvalues
 from nnsight_vae.metrics.polysemanticity_indices import INDICES, selectivity_indices
 from nnsight_vae.metrics.polysemanticity_rules import VERDICTS, Judged, Verdict, judge
 from nnsight_vae.stats.discovery import DiscoveryMethod
@@ -33,11 +34,14 @@ class UnitVerdicts:
 
     dead            every size is below d
     monosemantic    one size is above d, every other below
-    polysemantic    two or more sizes are above d, and above what random directions of the layer have where those are known
+    polysemantic    two or more sizes are above d
     undetermined    the data do not decide
 
-    The expected share of wrong verdicts, or right ones that name a wrong factor, among those given (undetermined is none) is at most
-    `rate` (`nnsight_vae.metrics.polysemanticity_rules`).
+    Where random directions of a unit's layer are known (`polysemanticity_chance`), a monosemantic unit is also one that is more of one
+    factor than they are, a polysemantic one also moves two more than they do.
+
+    Of the units called mono- or polysemantic, and of those called dead, the expected share that are not, or that move another factor
+    than is named, is at most `rate` (`nnsight_vae.metrics.polysemanticity_rules`).
 
     Attributes:
         units: their names.
@@ -46,9 +50,9 @@ class UnitVerdicts:
         low, high: 95 % interval of each; None where sizes have none.
         verdicts: one a unit.
         named: for each unit, the factors that its verdict names.
-        p: for each unit, the p-value of its most supported verdict being wrong.
+        p: for each unit, the p-value of what it is nearest to being called, dead or alive, being wrong.
         q: the same, adjusted over units: given are the verdicts with q <= `rate`.
-        random: root mean square size of random directions of each unit's layer that are as long; None where not known.
+        random: root mean square effect of random directions of each unit's layer that are as long; None where not known.
         min_effect: d, in the unit of `size`.
         rate: false verdict rate asked for.
         method: `"bh"` or `"by"`.
@@ -166,7 +170,7 @@ def polysemanticity(
         return verdicts_from_effects(data, **options)
     if world is None:
         raise DataError("units of a VAE are judged on a data set with factors: metrics.polysemanticity(vae, data).")
-    from nnsight_vae.causal.unit_verdicts import unit_verdicts
+    from nnsight_vae.causal.unit_verdict import unit_verdicts
 
     return unit_verdicts(data, world, **options)
 
@@ -179,16 +183,14 @@ def verdicts_from_effects(
     method: DiscoveryMethod = "bh",
     units: Sequence[str] | None = None,
     factors: Sequence[str] | None = None,
-    random: Float[np.ndarray, "unit factor"] | None = None,
+    random: Float[np.ndarray, "unit factor factor"] | None = None,
     n_random: int = 64,
     estimand: str = "mean absolute effect",
     notes: Sequence[str] = (),
 ) -> UnitVerdicts:
     """Verdicts from the effect of each unit on each factor (or of each factor on each unit), example by example.
 
-    Sizes E|effect| are tested against `min_effect` from both sides by Student's t without its skewness (Hall 1992). Where random
-    directions are given, size^2 / random^2 is held against F(1, n_random), which it follows for a unit that is itself a random
-    direction of a wide layer that acts linearly; in a narrow layer, or where effects differ between examples, the test is stricter.
+    Sizes E|effect| are tested against `min_effect` from both sides by Student's t without its skewness (Hall 1992).
 
     Args:
         effects: of independent examples; absolute values are taken.
@@ -197,7 +199,7 @@ def verdicts_from_effects(
         method: `"bh"` (Benjamini-Hochberg) or `"by"` (Benjamini-Yekutieli: any dependence between units).
         units: their names.
         factors: their names.
-        random: root mean square size of random directions, for each unit and factor.
+        random: second moments of the effects of random directions that are as long, E e_f e_g, for each unit.
         n_random: how many directions that is over.
         estimand: what the sizes are, for printing.
         notes: for printing.
@@ -210,18 +212,18 @@ def verdicts_from_effects(
     sizes = np.abs(effects)
     above, below = one_sided_pvalues(sizes, min_effect)
     size = sizes.mean(axis=2)
-    standing = None if random is None else standing_pvalues(size, random, n_random)
+    chance = None if random is None else chance_pvalues(size, random, n_random)
     low, high = mean_interval(sizes, 0.95)
     names = tuple(units) if units is not None else tuple(f"unit {i}" for i in range(len(effects)))
     columns = tuple(factors) if factors is not None else tuple(f"factor {j}" for j in range(effects.shape[1]))
     return as_verdicts(
-        judge(above, below, standing, q=rate, method=method),
+        judge(above, below, chance, q=rate, method=method),
         names,
         columns,
         size=size,
         low=low,
         high=high,
-        random=random,
+        random=None if random is None else np.sqrt(np.diagonal(random, axis1=1, axis2=2)),
         min_effect=min_effect,
         rate=rate,
         method=method,
@@ -236,29 +238,15 @@ def as_verdicts(judged: Judged, units: tuple[str, ...], factors: tuple[str, ...]
     return UnitVerdicts(units, factors, verdicts=judged.verdicts, named=named, p=judged.p, q=judged.q, **more)
 
 
-def standing_pvalues(
-    size: Float[np.ndarray, "unit factor"], random: Float[np.ndarray, "unit factor"], n_random: int
-) -> Float[np.ndarray, "unit factor"]:
-    """p-values of "this unit moves the factor no more than a random direction would": the upper tail of F(1, n_random).
-
-    Example:
-        >>> standing_pvalues(np.array([[2.0, 0.0]]), np.array([[1.0, 0.0]]), 64).round(3)
-        array([[0.05, 1.  ]])
-    """
-    from scipy.special import fdtrc
-
-    ratio = np.divide(size**2, random**2, out=np.where(size > 0, np.inf, 0.0), where=random > 0)
-    return fdtrc(1, n_random, ratio)
-
-
 def _check(effects: np.ndarray, min_effect: float, rate: float, method: str, random: np.ndarray | None) -> None:
     if effects.ndim != 3 or 0 in effects.shape or effects.shape[2] < _FEWEST or not np.isfinite(effects).all():
         raise DataError(
             f"effects have shape {effects.shape}; expected finite numbers [unit, factor, example] of at least {_FEWEST} examples."
         )
-    if random is not None and random.shape != effects.shape[:2]:
+    expected = (*effects.shape[:2], effects.shape[1])
+    if random is not None and random.shape != expected:
         raise DataError(
-            f"random has shape {random.shape}; expected one size for each unit and factor, {effects.shape[:2]}."
+            f"random has shape {random.shape}; expected second moments of factors for each unit, {expected}."
         )
     check_options(min_effect, rate, method)
 

@@ -22,8 +22,8 @@ from nnsight_vae.datasets.base import Dataset
 from nnsight_vae.errors import DataError
 from nnsight_vae.levels.answers import unit_blocks, unit_means
 from nnsight_vae.levels.units import default_sites
-from nnsight_vae.metrics.polysemanticity import UnitVerdicts, as_verdicts, check_options, verdicts_from_effects
 from nnsight_vae.metrics.polysemanticity_rules import judge
+from nnsight_vae.metrics.polysemanticity_verdicts import UnitVerdicts, as_verdicts, check_options, verdicts_from_effects
 from nnsight_vae.readouts import Readout
 from nnsight_vae.sites import Key
 from nnsight_vae.stats.discovery import DiscoveryMethod
@@ -58,15 +58,15 @@ def unit_verdicts(
                       world), and |change of the unit| in its own observational sd. A unit that is one Gaussian factor has size
                       1.1; one of whose variance f makes 3 % has .2, the default minimum.
     side="decoder"    What the unit changes: it is moved from one sd below its value to one above, and what is read of the decoded
-                      image changes by |effect| in factor sd (minimum .1). For a unit to be polysemantic, two of its effects
-                      must be larger than those of random directions of its layer of the same length.
+                      image changes by |effect| in factor sd (minimum .1). Random directions of its layer, as long, set what
+                      chance does: a polysemantic unit moves two factors more, a monosemantic one is more of one factor.
     side="observed"   Observed images only: is the unit independent of f given all other factors (conditional randomisation)? Two
                       dependences make a unit polysemantic; without interventions no unit can be shown *not* to depend on a
                       factor, so none is dead or monosemantic.
 
     A random mixture of pixels changes with every factor, so on the encoder side most units of an untrained network are polysemantic
-    in truth; on the decoder side they are random directions and nothing of the kind is declared. A unit of the decoder that moves
-    one factor is monosemantic although other units move it too.
+    in truth; on the decoder side they are random directions, and so are the latents of a model that is right but rotated: nothing
+    is declared of them. A unit that moves one factor alone is monosemantic although other units of its layer move it too.
 
     Args:
         vae: the model.
@@ -76,7 +76,7 @@ def unit_verdicts(
         factors: which factors; by default all of the data (encoder, observed) or of the readout (decoder).
         n: pairs per factor, or images.
         min_effect: the smallest size of interest; of `"observed"` there is none.
-        rate: expected share of wrong verdicts among those given, at most. Benjamini-Hochberg over units.
+        rate: expected share of wrong verdicts, at most, among units called mono- or polysemantic and among those called dead.
         method: `"by"` holds it under any dependence between units.
         readout: for the decoder side; `data.readout()` by default. A categorical factor that is read as a number is judged by it.
         n_random: random directions of each layer.

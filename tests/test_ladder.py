@@ -14,6 +14,7 @@ from torch import nn
 
 import nnsight_vae as nv
 from nnsight_vae.circuits.scoring.scores import score_edges
+from nnsight_vae.levels.latent_values import posterior_draws
 from nnsight_vae.testing import _Moments as Moments
 
 PIXELS = nv.readouts.Pixels((1, 8, 8))
@@ -151,6 +152,32 @@ def test_latents_are_swept_as_the_decoder_takes_them(vae, model, x):
     np.testing.assert_allclose(swept.values[0].T, expected, atol=1e-6)
     with pytest.raises(nv.NnsightVaeError, match=r"acts on latent\.z, got latent\.z1.*patch_activations"):
         nv.perturb_latents(vae, x, [1.0], readout=PIXELS, units=["latent.z1[0]"])
+
+
+def test_posterior_means_are_read_in_runs_that_end_there_with_the_levels_above_drawn(vae, model, x, pairs, eps):
+    read = nv.readouts.Latents(35)
+    patched = nv.patch_activations(vae, pairs, ["low", "latent.z1"], readout=read, per="site", direction="noising")
+    swapped = vae.encode(pairs.source, eps=eps).mu - vae.encode(pairs.base, eps=eps).mu
+    np.testing.assert_allclose(patched.values[0].T, swapped.detach().numpy(), atol=1e-6)  # all passes low
+    _, source = by_hand(model, pairs.source, eps)
+    out = nv.intervene(vae, pairs.base, {"latent.z1": nv.Set(source[1])}, eps=eps)
+    moved = (out.mu - vae.encode(pairs.base, eps=eps).mu).detach()
+    np.testing.assert_allclose(patched.values[1].T, moved.numpy(), atol=1e-6)
+    assert float(moved[:, :32].abs().max()) > 0.01
+    assert float(moved[:, 32:].abs().max()) <= 1e-6
+
+
+def test_draws_of_the_aggregate_posterior_follow_drawn_levels(vae, model, x):
+    z = posterior_draws(vae, x, 12, seed=5)
+    eps = torch.randn(12, 35, generator=seeded(5))
+    _, drawn = by_hand(model, torch.cat([x, x]), eps)
+    torch.testing.assert_close(z, torch.cat([drawn[0].flatten(1), drawn[1]], 1))
+
+
+def test_the_code_under_noise_is_explained_as_it_was_drawn(vae, x, eps):
+    with torch.no_grad(), vae.trace(x, eps=eps):
+        z = vae.latent.z.output.save()
+    torch.testing.assert_close(nv.attribution.captum_forward(vae, to="z", eps=eps)(x), z)
 
 
 def test_attributions_are_of_the_run_that_they_are_about(vae, model, x, eps):

@@ -28,8 +28,7 @@ class Absent(ModuleType):
         return type(name, (), {})
 
 
-@pytest.fixture(scope="module")
-def disent():
+def imported():
     """disent, whether torchvision is installed or not (no release of it fits the CPU build of torch that we test with)."""
     stubs = {f"torchvision{name}": Absent(f"torchvision{name}") for name in _TORCHVISION}
     for name, stub in stubs.items():
@@ -54,6 +53,11 @@ def disent():
     finally:
         for name in stubs:
             del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def disent():
+    return imported()
 
 
 @pytest.fixture

@@ -9,7 +9,9 @@ from factor_models import factor_vae, factor_world, rotated, untrained
 from linear import LinearReadout, LinearVAE, LinearWorld
 
 import nnsight_vae as nv
+from nnsight_vae.causal import FactorAnswers
 from nnsight_vae.datasets.rendering import Renderer
+from nnsight_vae.stats.skewness import simultaneous_interval
 
 # With few latents, moving one that goes with others leaves the manifold; that is said, and tested elsewhere.
 pytestmark = pytest.mark.filterwarnings("ignore:.* interventions take most codes further")
@@ -119,11 +121,26 @@ def test_q_values_are_over_latents_and_factors():
 
 def test_all_bounds_hold_at_once_with_half_of_the_error_for_each_side():
     """5 % twice in nine cells: the bounds are those of `simultaneous_interval` at 97.5 %."""
-    from nnsight_vae.stats.skewness import simultaneous_interval
 
-    encoder = EYE + 0.2
-    found = nv.causal.map_factors(linear(encoder=encoder, decoder=EYE), WORLD, n=60)
+    class Gated(LinearVAE):
+        def decode(self, z):
+            return super().decode(z * (1 + 0.5 * torch.tanh(z[:, 2:])))
+
+    found = nv.causal.map_factors(nv.VAE(Gated(EYE, EYE, EYE, EYE, logvar=-8.0)), WORLD, n=60)
+    assert (found.high - found.low)[0, 0] > 0.05
     np.testing.assert_allclose((found.low, found.high), simultaneous_interval(found.magnitude, 0.975))
+
+
+def test_a_latent_is_silent_only_if_every_factor_was_tried_and_is_clearly_below():
+    def silent(high, low=0.0, missing=()):
+        table = np.array([[0.05, low]])
+        bounds = (table, table, np.array([[0.05, high]]))
+        return FactorAnswers(("a", "b"), dict.fromkeys(missing, "one value"), *bounds, table, 0.1).silent(0)
+
+    assert silent(high=0.09) is True
+    assert silent(high=0.2) is None
+    assert silent(high=0.4, low=0.2) is False
+    assert silent(high=0.09, missing=["c"]) is False
 
 
 def test_factors_that_cannot_be_changed_alone_are_missing_with_the_reason_and_judged_by_what_moves_them():

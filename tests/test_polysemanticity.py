@@ -76,11 +76,15 @@ def test_dependent_units_under_by_are_given_fewer_verdicts():
 
 
 def test_the_p_values_of_verdicts_written_out():
-    above, below = np.array([[0.01, 0.2, 0.5, 0.9]]), np.array([[0.99, 0.03, 0.04, 0.02]])
-    dead, mono, poly = verdict_pvalues(above, below)[:, 0]
-    assert dead == 0.99
-    assert mono == pytest.approx(max(4 * 0.01, 2 * 0.04))
-    assert poly == pytest.approx(4 * 0.2)
+    below = np.array([[0.99, 0.03, 0.04, 0.02]])
+    for least, want in (
+        (0.01, 2 * 0.04),
+        (0.03, 4 * 0.03),
+    ):  # the others have to be shown to be below, the one to be above
+        dead, mono, poly = verdict_pvalues(np.array([[least, 0.2, 0.5, 0.9]]), below)[:, 0]
+        assert dead == 0.99
+        assert mono == pytest.approx(want)
+        assert poly == pytest.approx(4 * 0.2)
     one = verdict_pvalues(np.array([[0.01]]), np.array([[0.99]]))[:, 0]
     assert one.tolist() == [0.99, 0.01, 1.0]  # one factor: nothing else to be moved, and no second one
 

@@ -112,6 +112,22 @@ def test_channels_are_moved_everywhere_and_single_positions_can_be_asked_for():
     np.testing.assert_allclose(there, 2 * sd[:, None] * np.array([[1, 0, 0], [0, 1, 1]]), atol=1e-9)
 
 
+class Opposed(Channels):
+    """What a channel shows at one position it takes away at the next: its mean over positions never varies."""
+
+    def decode(self, z):
+        signs = torch.tensor([[1.0, -1.0], [1.0, -1.0]], dtype=z.dtype)
+        maps = self.maps(z[:, :, None, None] * signs)
+        return torch.cat([maps.sum((2, 3)), maps[:, 1, :1, 0]], 1)
+
+
+def test_a_channel_whose_positions_cancel_is_moved_by_the_spread_at_a_position():
+    vae, x = nv.VAE(Opposed(), example=LINEAR.sample(2).images), LINEAR.sample(40).images
+    sd = x.flatten(1)[:, :2].numpy().std(0)
+    found = effects_of_units(vae, x, ["maps"], LinearReadout(EYE), n_random=5, seed=0).values[..., 0]
+    np.testing.assert_allclose(found, 2 * sd[:, None] * np.array([[4, 0, 0], [0, 4, 1]]), atol=1e-9)
+
+
 def test_random_directions_of_a_rotated_latent_are_not_declared_though_every_one_moves_several():
     found = unit_verdicts(nv.VAE(rotated(factor_vae(WORLD))), WORLD, ["latent.z"], side="decoder", n=60)
     assert (found.size > 0.1).sum(axis=1).min() > 2

@@ -29,7 +29,7 @@ def zoo() -> Zoo:
     """The bundled models: name -> description.
 
     Example:
-        >>> sorted(zoo())
+        >>> [name for name in zoo() if name.startswith("pendulum")]
         ['pendulum-beta-vae', 'pendulum-labelled-vae']
     """
     return Zoo({path.stem: str(read_json(path).get("description", "")) for path in sorted(ZOO.glob("*.json"))})

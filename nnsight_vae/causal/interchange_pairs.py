@@ -100,11 +100,8 @@ class InterchangePairs:
         start = start_for(self.vae, self.images, path, target)
         with torch.no_grad():
             clean = clean_run(self.vae, self.images, until=needed_for(self.vae, self.images, start))
-        with torch.enable_grad():
-            moved = run_from(
-                clean, start, None, {path: lambda value: value + step.movedim(1, axis)}, self.readout, target
-            )
-            return (moved - self.before - self.truth).square().sum(1) / self.scale[self.factor]
+        moved = run_from(clean, start, None, {path: lambda value: value + step.movedim(1, axis)}, self.readout, target)
+        return (moved - self.before - self.truth).square().sum(1) / self.scale[self.factor]
 
 
 def _rows(batch: Batch, rows: Tensor) -> Batch:

@@ -221,6 +221,7 @@ def test_bad_input_is_refused():
         ({"factors": ["mass"]}, "no factors mass"),
         ({"min_effect": -1.0}, "min_effect"),
         ({"method": "holm"}, "method"),
+        ({"n_random": 0}, "at least 16 random directions"),
     ):
         with pytest.raises(nv.DataError, match=said):
             unit_verdicts(vae, WORLD, **options)

@@ -120,7 +120,8 @@ def _of_block(
 def _spread(vae: VAE, x: Tensor, block: Block) -> Float[Tensor, " unit"]:
     activation = activations(vae, x, [block.site])[block.site].movedim(vae.sites[block.site].axis, 1)
     if block.position is not None:
-        activation = activation[(slice(None), slice(None), *block.position)]
+        there: tuple[slice | int, ...] = (slice(None), slice(None), *block.position)
+        activation = activation[there]
     return activation.unsqueeze(-1).flatten(2).var(0, correction=0).mean(-1).sqrt()
 
 

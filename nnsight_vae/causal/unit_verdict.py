@@ -31,6 +31,7 @@ from nnsight_vae.vae import VAE
 
 Side = Literal["encoder", "decoder", "observed"]
 
+_FEWEST_RANDOM = 16  # directions
 _REFERENCE = 256  # images that a unit's sd is over at least
 _MIN_EFFECT: dict[Side, float] = {"encoder": 0.2, "decoder": 0.1, "observed": 0.0}
 
@@ -108,6 +109,10 @@ def unit_verdicts(
     check_options(least if side != "observed" else 1.0, rate, method)
     if n < 20:
         raise DataError(f"n={n}: a verdict needs at least 20 pairs or images (default 256).")
+    if n_random < _FEWEST_RANDOM:
+        raise DataError(
+            f"n_random={n_random}: what chance does is taken over at least {_FEWEST_RANDOM} random directions."
+        )
     if side != "decoder" and (unknown := [f for f in factors or () if f not in data.factors]):
         raise DataError(f"{data.name} has no factors {', '.join(unknown)}; its factors are {', '.join(data.factors)}.")
     where = list(sites) if sites is not None else _sites_of(vae, side)

@@ -24,7 +24,7 @@ from nnsight_vae.self_check import SelfCheck
 from nnsight_vae.sites import Sites
 from nnsight_vae.snapshot import eval_mode, submodules_run
 from nnsight_vae.wrapped import Wrapped
-from nnsight_vae.wrapped_ladder import WrappedLadder
+from nnsight_vae.wrapped_ladder import wrapped
 
 if TYPE_CHECKING:
     from nnsight_vae.adapters import Adapter
@@ -100,8 +100,7 @@ class VAE(NNsight):
     def _wrap(self, module: nn.Module, adapter: Adapter, example: Tensor | None, given: tuple[Tensor, ...]) -> None:
         if self._parameter is not None:
             given = tuple(one.to(self._parameter.device) for one in given)
-        wrapper = WrappedLadder if getattr(adapter, "levels", 1) > 1 else Wrapped
-        super().__init__(wrapper(module, adapter, given), path="vae", interleaver=VAEInterleaver(), envoys=VAEEnvoy)
+        super().__init__(wrapped(module, adapter, given), path="vae", interleaver=VAEInterleaver(), envoys=VAEEnvoy)
         self._hold.disable_inplace()
         for name, child in self.model._named_children():
             if not hasattr(type(self), name) and name not in self.__dict__ and not hasattr(Wrapped, name):

@@ -14,6 +14,7 @@ from nnsight_vae.posterior import Laplace, Posterior, read_posterior
 from nnsight_vae.wrapped import Tap, Wrapped
 
 if TYPE_CHECKING:
+    from nnsight_vae.adapters import Adapter
     from nnsight_vae.adapters.ladder import Ladder
 
 _TAPS = ("mu", "logvar", "eps", "z")
@@ -118,6 +119,21 @@ class WrappedLadder(Wrapped):
             f"the levels have {', '.join(sorted(law.__name__ for law in laws))} posteriors; a VAE of several levels is read where all "
             "are Gaussian, or all Laplace with standard_prior=True."
         )
+
+
+def wrapped(model: nn.Module, adapter: Adapter, given: tuple[Tensor, ...]) -> Wrapped:
+    """A model between the taps that its adapter's latents need.
+
+    Raises:
+        AdapterError: an adapter of several latents does not say how many.
+    """
+    from nnsight_vae.adapters.ladder import Ladder
+
+    if not isinstance(adapter, Ladder):
+        return Wrapped(model, adapter, given)
+    if adapter.levels < 2:
+        raise AdapterError(f"{type(adapter).__name__} is an adapter of several latents: set its `levels`, at least 2.")
+    return WrappedLadder(model, adapter, given)
 
 
 class _Levels:

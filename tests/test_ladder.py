@@ -295,6 +295,11 @@ def test_a_number_of_levels_that_is_none_is_refused(levels):
 
 
 def test_several_latents_need_to_be_told():
+    class Unsaid(nv.adapters.Ladder):
+        pass
+
+    with pytest.raises(nv.AdapterError, match=r"Unsaid.*set its `levels`"):
+        nv.VAE(vaes.LadderVAE(), Unsaid())
     with pytest.raises(nv.AdapterError, match="draw"):
         nv.adapt(vaes.LadderVAE(), levels=2)
     vae = nv.adapt(m := vaes.LadderVAE(), levels=2, encoder=m.infer, decoder=m.decode)

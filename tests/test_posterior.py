@@ -142,6 +142,7 @@ def test_a_scale_by_position_is_warned_of_with_what_to_write(made):
         lambda raw: raw.square(),
         lambda raw: torch.log(F.softplus(raw) + 1e-3),
         lambda raw: F.softplus(raw) - 6.0,
+        lambda raw: -6.0 + F.softplus(raw + 6.0),
         lambda raw: -F.softplus(raw),
         lambda raw: raw.clamp(-30.0, 20.0),
         torch.zeros_like,

@@ -42,6 +42,7 @@ def test_every_factor_of_the_exact_model_follows_its_own_latent_alone(tables, ho
     assert score.null == pytest.approx(
         1, abs=1e-5
     )  # every other latent moves nothing, all but it everything: blind to the sign
+    assert score.parts["signed of unrelated latents"] < 0  # the signed one is not
     assert np.sort(score.matrix, axis=0)[-2:].round(4).tolist() == [[-1] * 4, [1] * 4]
 
 
@@ -80,6 +81,7 @@ def test_the_null_of_generativeness_is_over_latents_drawn_at_random():
     assert score.value == 1
     assert score.null == pytest.approx(0.25, abs=0.03)
     assert score.null_high == 1
+    assert score.parts["signed of unrelated latents"] == pytest.approx(0.25, abs=0.03)
 
 
 # ------------------------------------------------------------------ CDM

@@ -54,7 +54,7 @@ def _of_codes(
     rng = np.random.default_rng(seed)
     nulls = [score(rng.permuted(codes, axis=0)) for _ in range(n_null)]
     null, high = (float(np.mean(nulls)), max(nulls)) if nulls else (None, None)
-    return FactorScore(metric, score(codes), null, high, note="of codes alone; 0 or low is independent")
+    return FactorScore(metric, score(codes), null, high, note="of codes alone; low where they are independent")
 
 
 def _support_distance(

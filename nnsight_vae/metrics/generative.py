@@ -23,7 +23,8 @@ def counterfactual_generativeness(
 
     With k the latent of factor i, ``CG = mean_i E_n | |alone_kin| - |others_kin| | / reach_i``. As published it is blind to the sign:
     a factor that all the other latents carry scores as high as one that its own carries. The part `signed` leaves the outer bars
-    out, and is negative there.
+    out, and is negative there: read that one, beside what unrelated latents get. (A model whose every factor has a latent of its own
+    gets 1 by both, but so do unrelated latents by the published one.)
 
     Args:
         alone: change of the readout of every factor when one latent is moved as far from its value as the data go. Published with
@@ -65,9 +66,12 @@ def counterfactual_generativeness(
     sizes, signed = np.abs(gap).mean(axis=2), gap.mean(axis=2)
     factors = np.arange(n_factors)
     rng = np.random.default_rng(seed)
-    nulls = [float(sizes[rng.integers(n_latents, size=n_factors), factors].mean()) for _ in range(n_null)]
+    draws = [rng.integers(n_latents, size=n_factors) for _ in range(n_null)]
+    nulls = [float(sizes[draw, factors].mean()) for draw in draws]
     null, high = (float(np.mean(nulls)), max(nulls)) if nulls else (None, None)
     parts = {"signed": float(signed[chosen, factors].mean())}
+    if draws:
+        parts["signed of unrelated latents"] = float(np.mean([signed[draw, factors].mean() for draw in draws]))
     return FactorScore("counterfactual generativeness", float(sizes[chosen, factors].mean()), null, high, parts, signed)
 
 

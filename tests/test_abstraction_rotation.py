@@ -73,6 +73,16 @@ def test_shuffled_targets_teach_nothing():
     assert "control" in str(found)
 
 
+def test_the_frame_that_is_kept_is_the_best_and_not_the_last():
+    """Training that goes on without a gain ends where training of so many steps ends."""
+    model = untrained(WORLD)
+    longer = learn(model, n=200)
+    assert 0 < longer.steps < 400
+    shorter = learn(model, n=200, steps=longer.steps)
+    assert shorter.steps == longer.steps
+    assert all(np.array_equal(longer.bases[f], shorter.bases[f]) for f in FACTORS)
+
+
 def test_directions_are_orthonormal_within_and_between_factors():
     model = rotated(factor_vae(WORLD, spare=2), 3)
     found = learn(model, dims={"drum": 2, "apple": 1, "eagle": 3}, factors=["apple", "drum", "eagle"], steps=40)

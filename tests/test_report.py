@@ -195,6 +195,29 @@ def test_a_dataset_with_a_graph_is_compared_with_it(folder, tmp_path):
     assert comparison["kind"] == "total"
     assert comparison["n_true"] == 1
     assert "against the transitive closure" in str(summary)
+    edges = summary.sections["factor_graph"]["latents"]["edges"]
+    for edge in edges:
+        assert edge["low"] < edge["size"] < edge["high"]
+        stated = f"{edge['cause']} -> {edge['effect']}"
+        verdict = "true" if stated == "x -> y" else "not true"
+        line = next(line for line in str(summary).splitlines() if line.strip().startswith(stated))
+        assert f"{edge['size']:.2f} sd [{edge['low']:.2f}, {edge['high']:.2f}]" in line
+        assert line.endswith(f"]  {verdict}")
+    missed = [] if any((edge["cause"], edge["effect"]) == ("x", "y") for edge in edges) else ["x -> y"]
+    assert f"true effects that it misses: {', '.join(missed) or 'none'}" in str(summary)
+
+
+def test_the_circuits_of_all_factors_are_written_in_the_graph_of_the_factors(report):
+    path, _ = report
+    graph = nv.read_circuit(path / "factor_circuits.json")
+    assert nx.utils.graphs_equal(nv.read_circuit(path / "factor_circuits.graphml"), graph)
+    assert graph.graph["factors"] == ["x", "y"]
+    for factor in ("x", "y"):
+        assert nx.has_path(graph, f"factor:{factor}", f"readout:{factor}")
+    table = pd.read_csv(path / "factor_circuits.csv")
+    assert set(table.factor) == {"x", "y"}
+    told = json.loads((path / "summary.json").read_text())["factor_circuits"]
+    assert [line.partition(":")[0] for line in told] == ["x", "y"]
 
 
 def test_changed_data_of_the_same_name_are_patched_anew(folder, tmp_path):

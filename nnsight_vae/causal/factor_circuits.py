@@ -19,6 +19,7 @@ from nnsight_vae.vae import VAE
 if TYPE_CHECKING:
     import pandas as pd
 
+NAMED = 0.01  # share of a factor's effect from which a latent is named in its story
 STAGES = ("input", "encoder", "latent", "decoder", "output")
 
 
@@ -127,7 +128,7 @@ class FactorCircuits:
         ]
 
     def __str__(self) -> str:
-        """A paragraph a factor: how many units carry it on the way in and out, and through which latents, strongest first."""
+        """A paragraph a factor: how many units carry it on the way in and out, and through which latents (1 % of its effect or more)."""
         return "\n".join(line for factor in self.circuits for line in self._story(factor))
 
     def _story(self, factor: str) -> list[str]:
@@ -135,18 +136,15 @@ class FactorCircuits:
         if not rows:
             reason = next(iter(self.circuits[factor].graph.get("left_out", {}).values()), "no edge passed its test")
             return [f"{factor}: no circuit ({reason})"]
-        latents = sorted(
-            (row for row in rows if row["stage"] == "latent" and row["share"]), key=lambda r: -abs(r["share"])
-        )
+        latents = [row for row in rows if row["stage"] == "latent" and abs(row["share"] or 0.0) >= NAMED]
         named = [
             f"{row['unit']} {row['share']:.0%}" + (f" ({row['verdict']})" if row["verdict"] else "")
-            for row in latents[:3]
+            for row in sorted(latents, key=lambda row: -abs(row["share"]))
         ]
-        more = f" and {len(latents) - 3} more" if len(latents) > 3 else ""
         alone = [row for row in rows if row["stage"] in ("encoder", "decoder") and row["factors"] == factor]
         counts = {stage: sum(row["stage"] == stage for row in rows) for stage in ("encoder", "decoder")}
         return [
-            f"{factor}: {counts['encoder']} units of the encoder -> {', '.join(named) or 'no latent'}{more} -> "
+            f"{factor}: {counts['encoder']} units of the encoder -> {', '.join(named) or 'no one latent'} -> "
             f"{counts['decoder']} units of the decoder; {len(alone)} of them are in no other factor's circuit"
         ]
 

@@ -49,7 +49,8 @@ def analyze(
     """Run every analysis of a VAE on a dataset and write the results to a folder.
 
     Written as they are finished: factor_map.csv, metrics.csv, effects_latents.csv, effects_inputs.csv, effects_patching.csv,
-    mediation.csv, circuit.json / .graphml / .html, factor_graph.graphml, figures/, effects/ (every effect pair by pair), and last
+    mediation.csv, factor_graph.graphml, interchange.csv, circuit.json / .graphml / .html (of the factor that latents move most),
+    factor_circuits.json / .graphml / .html / .csv (of all factors, in the graph of the factors), figures/, effects/ (every effect pair by pair), and last
     summary.json. A run that was interrupted keeps what it finished; the same call again reuses the patching it had done.
 
     Args:
@@ -80,6 +81,7 @@ def analyze(
             run.mediation,
             run.graphs,
             run.circuit,
+            run.circuits,
         ):
             say((step.__doc__ or "").split(".")[0])
             step()

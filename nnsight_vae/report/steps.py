@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from nnsight_vae.causal.abstraction import interchange_accuracy
+from nnsight_vae.causal.factor_circuits import factor_circuits
 from nnsight_vae.causal.graphs import compare
 from nnsight_vae.causal.mapping import FactorMap, map_factors
 from nnsight_vae.causal.model_graph import factor_graph
@@ -32,10 +33,12 @@ from nnsight_vae.results.effects import Effects
 from nnsight_vae.vae import VAE
 
 if TYPE_CHECKING:
+    import networkx as nx
     from matplotlib.figure import Figure
 
     from nnsight_vae.report.analysis import Settings
 
+PAIRS = 32  # of each factor in the circuits of all of them: enough for their strong edges, and the report stays short
 TOP = 5  # units shown per factor in the summary; the tables hold all
 STEPS = 9  # images of a traversal
 FORMS: tuple[Form, Form] = ("normalised", "raw")
@@ -45,6 +48,7 @@ class Run:
     """One analysis under way: what later steps need from earlier ones."""
 
     mapping: FactorMap
+    model_graph: nx.DiGraph
 
     def __init__(self, vae: VAE, data: Dataset, folder: Folder, settings: Settings, name: str) -> None:
         self.vae, self.data, self.folder, self.settings, self.name = vae, data, folder, settings, name
@@ -188,11 +192,12 @@ class Run:
         for through, graph in built.items():
             suffix = "" if through == "latents" else f"_{through}"
             self.folder.graph(f"factor_graph{suffix}.graphml", graph)
-            section: dict[str, Any] = {"edges": [list(edge) for edge in graph.edges]}
+            section: dict[str, Any] = {"edges": [_edge(*edge) for edge in graph.edges(data=True)]}
             if truth is not None and self.complete:
                 section["comparison"] = compare(graph, truth).to_dict()
                 self.folder.figure(f"factor_graph{suffix}.png", plot_factor_graph(graph, truth)[0])
             self.sections["factor_graph"][through] = section
+        self.model_graph = built.get("inputs", built["latents"])
         if self.intervenes and self.complete:
             accuracy = interchange_accuracy(self.vae, self.data, self.mapping, n=n, seed=seed, readout=self.readout)
             self.folder.table("interchange.csv", accuracy.to_frame())
@@ -222,6 +227,30 @@ class Run:
             "edges": circuit.number_of_edges(),
             "faithfulness": str(scores),
         }
+
+    def circuits(self) -> None:
+        """Hanging the circuit of every factor into the graph of the factors."""
+        from nnsight_vae.circuits.drawing.draw import plot_circuit
+
+        try:
+            found = factor_circuits(
+                self.vae,
+                self.data,
+                self.mapping,
+                factors=self.factors,
+                model=self.model_graph,
+                n=min(PAIRS, self.settings.pairs),
+                seed=self.settings.seed,
+                readout=self.readout,
+            )
+        except CircuitError:  # as the step before said
+            return
+        graph = found.graph
+        for suffix in ("json", "graphml", "html"):
+            self.folder.graph(f"factor_circuits.{suffix}", graph)
+        self.folder.table("factor_circuits.csv", found.to_frame())
+        self.folder.figure("factor_circuits.png", plot_circuit(graph)[0])
+        self.sections["factor_circuits"] = str(found).splitlines()
 
     def _patched(self, factor: str) -> Effects:
         pairs = self.pairs(factor)
@@ -254,6 +283,10 @@ class Run:
 
         frames = [found.to_frame().assign(factor=factor) for factor, found in effects.items()]
         self.folder.table(name, pd.concat(frames, ignore_index=True))
+
+
+def _edge(cause: str, effect: str, data: dict[str, Any]) -> dict[str, Any]:
+    return {"cause": cause, "effect": effect, "size": data["size"], "low": data["ci_low"], "high": data["ci_high"]}
 
 
 def _digest(pairs: Pairs) -> str:

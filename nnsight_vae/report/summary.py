@@ -28,7 +28,7 @@ class Summary:
         return {"schema": "nnsight-vae/summary@1", **self.sections, "cautions": self.cautions, "files": self.files}
 
     def __str__(self) -> str:
-        writers = (_model, _latents, _patching, _graphs, _circuit)
+        writers = (_model, _latents, _patching, _graphs, _circuit, _circuits)
         lines = [line for write in writers for line in write(self.sections)]
         if self.cautions:
             lines += ["", "Read with care", *(f"  - {caution}" for caution in self.cautions)]
@@ -87,10 +87,18 @@ def _graphs(sections: dict[str, Any]) -> list[str]:
     lines: list[str] = []
     names = {"latents": "moving latents", "inputs": "moving the world, through the model"}
     for through, found in sections["factor_graph"].items():
-        edges = ", ".join(f"{a} -> {b}" for a, b in found["edges"]) or "no edges"
-        lines += ["", f"The model's graph over factors, {names[through]}: {edges}"]
-        if found.get("comparison"):
-            c = found["comparison"]
+        lines += ["", f"The model's graph over factors, {names[through]}{'' if found['edges'] else ': no edges'}"]
+        comparison = found.get("comparison")
+        false = {tuple(edge) for name in ("extra", "reversed") for edge in (comparison or {}).get(name, ())}
+        for edge in found["edges"]:
+            ends = (edge["cause"], edge["effect"])
+            right = "" if comparison is None else "  not true" if ends in false else "  true"
+            size = f"{edge['size']:.2f} sd [{edge['low']:.2f}, {edge['high']:.2f}]"
+            lines.append(f"  {' -> '.join(ends):<36}{size}{right}")
+        if comparison:
+            c = comparison
+            missed = ", ".join(" -> ".join(edge) for edge in c["missed"]) or "none"
+            lines.append(f"  true effects that it misses: {missed}")
             scores = f"SHD {c['shd']:g} (empty graph {c['empty']['shd']:g}, random {_number(c['random'], 'shd')})"
             lines.append(
                 f"  against {c['compared_with']}: {scores}, F1 {_plain(c['f1'])}, permutation p {c['p_value']:.2g}"
@@ -115,6 +123,12 @@ def _circuit(sections: dict[str, Any]) -> list[str]:
         return []
     lines = ["", f"Circuit of {circuit['factor']}: {circuit['nodes']} nodes, {circuit['edges']} edges"]
     return [*lines, *(f"  {line}" for line in circuit["faithfulness"].splitlines())]
+
+
+def _circuits(sections: dict[str, Any]) -> list[str]:
+    found = sections.get("factor_circuits", [])
+    title = "The units of each factor when it changes alone; latents with their share of the effect"
+    return ["", title, *(f"  {line}" for line in found)] if found else []
 
 
 def _number(scores: dict[str, Any] | None, name: str) -> str:

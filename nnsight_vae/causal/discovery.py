@@ -72,11 +72,10 @@ def discovered_graph(
     mapping = map_factors(vae, data, seed=seed) if mapping is None else mapping
     batch = data.sample(n, seed=seed)
     means = activations(vae, batch.images, ["latent.mu"])["latent.mu"].double().cpu().numpy()
-    latent = {f: k if k is not None and mapping.kl[k] >= COLLAPSED else None for f, k in mapping.assignment.items()}
-    active = [factor for factor, k in latent.items() if k is not None]
-    factors = [data.factors.index(factor) for factor in latent]
-    arcs = _arcs(means[:, [latent[factor] for factor in active]], active, "latent of", alpha, test)
-    ceiling = _arcs(batch.factors.double().numpy()[:, factors], list(latent), "factor", alpha, test)
+    active = {f: k for f, k in mapping.assignment.items() if k is not None and mapping.kl[k] >= COLLAPSED}
+    factors = [data.factors.index(factor) for factor in mapping.factors]
+    arcs = _arcs(means[:, list(active.values())], list(active), "latent of", alpha, test)
+    ceiling = _arcs(batch.factors.double().numpy()[:, factors], mapping.factors, "factor", alpha, test)
     graph = nx.DiGraph(
         estimand="discovery",
         ceiling=[list(arc) for arc in ceiling],
@@ -87,7 +86,7 @@ def discovered_graph(
         seed=seed,
         model=vae.fingerprint,
     )
-    graph.add_nodes_from((factor, {"latent": k}) for factor, k in latent.items())
+    graph.add_nodes_from((factor, {"latent": active.get(factor)}) for factor in mapping.factors)
     graph.add_edges_from(arcs)
     return graph
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import networkx as nx
 
 from nnsight_vae.causal.mapping import FactorMap, map_factors
-from nnsight_vae.causal.model_graph import factor_graph
+from nnsight_vae.causal.model_graph import Through, factor_graph
 from nnsight_vae.circuits.selection.several import extract_circuits, union
 from nnsight_vae.datasets.base import Dataset
 from nnsight_vae.errors import DataError
@@ -202,7 +202,7 @@ def factor_circuits(
     pairs = {name: data.pairs(name, n, seed, propagate=False) for name in names}
     mapping = map_factors(vae, data, seed=seed, readout=readout) if mapping is None else mapping
     if model is None:
-        through = "latents" if type(data).counterfactual is Dataset.counterfactual else "inputs"
+        through: Through = "latents" if type(data).counterfactual is Dataset.counterfactual else "inputs"
         model = factor_graph(vae, data, mapping, through=through, seed=seed)
     for what, own in (("mapping is", mapping.factors), ("model graph is", tuple(model))):
         if strangers := [name for name in names if name not in own]:

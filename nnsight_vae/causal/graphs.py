@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import networkx as nx
@@ -132,8 +132,8 @@ class _Against:
     def own(self, graph: Bool[np.ndarray, "n n"]) -> GraphScores:
         """Scores of one graph: as the mean of one, the distances being whole numbers."""
         mean = self.mean(graph[None])
-        found = {name: getattr(mean, name) for name in _DISTANCES}
-        return replace(mean, **{name: None if value is None else int(value) for name, value in found.items()})
+        whole = {name: None if (value := getattr(mean, name)) is None else int(value) for name in _DISTANCES}
+        return GraphScores(**asdict(mean) | whole)
 
     def mean(self, graphs: Bool[np.ndarray, "batch n n"]) -> GraphScores:
         """Mean scores of many graphs: each over the graphs that it is defined for."""

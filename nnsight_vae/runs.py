@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from nnsight_vae.formats import is_channels_last, relaid, relay_event
+from nnsight_vae.formats import is_channels_last
+from nnsight_vae.kernels import kernel_events
 from nnsight_vae.layout import Layout
 from nnsight_vae.probe import Firing
 from nnsight_vae.vae import VAE
@@ -82,7 +83,7 @@ def clean_run(
 
     if kept:
         events: list[Event] = [*also, *((f.finished, keep(f.path)) for f in kept)]
-        events += _relay_events(vae, x, -1, max(f.finished for f in kept))
+        events += _kernel_events(vae, x, -1, max(f.finished for f in kept))
         trace_events(vae, "__call__", (x,), events, eps=eps)
     return CleanRun(vae, x, eps, outputs)
 
@@ -129,7 +130,7 @@ def run_from(
             _chain_first(writes, path, partial(_replaced, taken(noise, rows)))
     events += [(firings[path].finished, replace_event(vae, path, write)) for path, write in writes.items()]
     result: list[Tensor] = []
-    events += _relay_events(vae, clean.x, reached, moment)
+    events += _kernel_events(vae, clean.x, reached, moment)
     events.append((moment, lambda: result.append(read((envoy.input if taken_by else envoy.output).contiguous()))))
     trace_events(vae, fn, inputs, events)
     return result[0]
@@ -238,9 +239,9 @@ def _skip(vae: VAE, firing: Firing, value: Any) -> Callable[[], None]:
     return lambda: envoy.skip(fresh())
 
 
-def _relay_events(vae: VAE, x: Tensor, begun: int, reached: int) -> list[Event]:
-    """Between two moments, convolutions get their input in the memory format that suits them."""
-    return [(f.started, relay_event(vae, f)) for f in relaid(vae, x) if begun < f.started < reached]
+def _kernel_events(vae: VAE, x: Tensor, begun: int, reached: int) -> list[Event]:
+    """Between two moments, convolutions run the way that is fast."""
+    return [(moment, event) for moment, event in kernel_events(vae, x) if begun < moment < reached]
 
 
 def replace_event(vae: VAE, path: str, write: Write) -> Callable[[], None]:

@@ -50,7 +50,7 @@ def add_response(
     for port, rows in _runs(first):
         at, block = _block(layer, port, delta.shape[1])
         output[rows].narrow(_port_axis(layer, output), at.start, at.stop - at.start).add_(
-            _response(layer, block, delta[rows], laid)
+            _response(layer, block, delta[rows], output.shape[2:], laid)
         )
     return output
 
@@ -86,21 +86,23 @@ def _port_axis(layer: LinearLayer, tensor: Tensor) -> int:
     return tensor.ndim - 1 if isinstance(layer, nn.Linear) else 1
 
 
-def _response(layer: LinearLayer, weight: Tensor, delta: Tensor, laid: Callable[[Tensor], Tensor]) -> Tensor:
+def _response(
+    layer: LinearLayer, weight: Tensor, delta: Tensor, size: torch.Size, laid: Callable[[Tensor], Tensor]
+) -> Tensor:
     if isinstance(layer, nn.Linear):
         return F.linear(delta.movedim(1, -1), weight)
     convolve = _CONVOLVE[delta.ndim - 2]
     if isinstance(layer, Transposed):
         kernel = weight.transpose(0, 1).flip(*range(2, weight.ndim))
-        return convolve(laid(_spread(layer, delta)), kernel, dilation=layer.dilation)
+        return convolve(laid(_spread(layer, delta, size)), kernel, dilation=layer.dilation)
     padding: str | int | tuple[int, ...] = layer.padding
     if layer.padding_mode != "zeros":
         delta, padding = F.pad(delta, layer._reversed_padding_repeated_twice, mode=layer.padding_mode), 0
     return convolve(laid(delta), weight, None, layer.stride, padding, layer.dilation)
 
 
-def _spread(layer: Transposed, delta: Tensor) -> Tensor:
-    """The input of the convolution that a transposed one is: its own input with zeros in between and around.
+def _spread(layer: Transposed, delta: Tensor, size: torch.Size) -> Tensor:
+    """The input of the convolution that a transposed one is: its own input with zeros in between and around, for outputs of a size.
 
     For few input channels that is several times faster on CPU, where a transposed convolution writes every product out.
     """
@@ -108,7 +110,8 @@ def _spread(layer: Transposed, delta: Tensor) -> Tensor:
     padding: tuple[int, ...] = layer.padding  # type: ignore[assignment]  # words are for ordinary convolutions only
     around = [layer.dilation[i] * (layer.kernel_size[i] - 1) - padding[i] for i in axes]
     lengths = [(delta.shape[2 + i] - 1) * layer.stride[i] + 1 for i in axes]
-    after = [around[i] + layer.output_padding[i] for i in axes]
+    # The output padding, or what a caller's `output_size` made of it.
+    after = [size[i] - lengths[i] - around[i] + layer.dilation[i] * (layer.kernel_size[i] - 1) for i in axes]
     spread = delta.new_zeros(*delta.shape[:2], *(lengths[i] + max(0, around[i]) + max(0, after[i]) for i in axes))
     inside = tuple(slice(max(0, around[i]), max(0, around[i]) + lengths[i], layer.stride[i]) for i in axes)
     spread[(slice(None), slice(None), *inside)] = delta

@@ -28,6 +28,7 @@ from nnsight_vae.wrapped_ladder import wrapped
 
 if TYPE_CHECKING:
     from nnsight_vae.adapters import Adapter
+    from nnsight_vae.kernels import Kernels
     from nnsight_vae.routes import Route
 
 
@@ -88,7 +89,7 @@ class VAE(NNsight):
         self._parameter = next((p for p in module.parameters() if p.is_floating_point()), None)
         self._growable: dict[tuple[tuple[int, ...], str], bool] = {}  # filled by runs.start_for
         self._routes: dict[tuple[tuple[int, ...], str, bool], Route] = {}  # filled by routes.route_for
-        self._relaid: dict[tuple[int, ...], tuple[str, ...]] = {}  # filled by formats.relaid
+        self._kernels: dict[tuple[int, ...], Kernels] = {}  # filled by kernels.kernels
         self._wirings: dict[tuple[tuple[int, ...], bool, str], Any] = {}  # filled by circuits.wiring
         self._hold = Hold(self, module)
         try:

@@ -1,4 +1,4 @@
-"""Convolutions with channels last in memory: the same numbers, and only where the model and the user cannot tell."""
+"""Convolutions that run another way than written: the same numbers, and only where the model and the user cannot tell."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import copy
 
 import pytest
 import torch
+from hypothesis import given, settings, strategies as st
 from test_engine import literal, record, unit_write
 from torch import Tensor, nn
 from vaes import ConvVAE, all_vaes, images, seeded
 
 import nnsight_vae as nv
 from nnsight_vae import engine, runs
-from nnsight_vae.formats import channels_last, is_channels_last, relaid
+from nnsight_vae.formats import channels_last, is_channels_last
+from nnsight_vae.kernels import Kernels, kernels
+from nnsight_vae.subpixel import pays, transposed
 from nnsight_vae.updates import add_response
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN: formats stay as they are")
@@ -51,9 +54,12 @@ class Picky(ConvVAE):
         return self.fc_mu(h), self.fc_logvar(h)
 
 
-def heads(vae: nv.VAE, x: Tensor) -> list[str]:
+FOUND = Kernels(("model.encoder.0",), ("model.decoder.3", "model.decoder.5"))
+
+
+def found(vae: nv.VAE, x: Tensor) -> Kernels:
     with torch.no_grad():
-        return [firing.path for firing in relaid(vae, x)]
+        return kernels(vae, x)
 
 
 def check_units(model: nn.Module, vae: nv.VAE, sites: tuple[str, ...]) -> None:
@@ -70,10 +76,10 @@ def check_units(model: nn.Module, vae: nv.VAE, sites: tuple[str, ...]) -> None:
 SITES = ("encoder.0", "encoder.2", "encoder.6", "decoder.0", "decoder.3", "decoder.5")
 
 
-def test_the_convolution_at_the_head_of_each_chain_gets_channels_last_and_the_rest_keep_it():
+def test_the_head_of_each_chain_gets_channels_last_the_rest_keep_it_and_small_transposed_ones_run_as_ordinary_ones():
     model = seeded(ConvVAE())
     vae, x = nv.VAE(copy.deepcopy(model)), images(model, 3)
-    assert heads(vae, x) == ["model.encoder.0", "model.decoder.3"]
+    assert found(vae, x) == FOUND
     seen = {}
 
     def watch(path: str) -> runs.Write:
@@ -94,32 +100,32 @@ def test_the_convolution_at_the_head_of_each_chain_gets_channels_last_and_the_re
 def test_a_model_that_minds_runs_in_the_default_order(way):
     model = seeded(Picky(way))
     vae = nv.VAE(copy.deepcopy(model))
-    assert heads(vae, images(model, 3)) == []
+    assert found(vae, images(model, 3)) == Kernels()
     check_units(model, vae, SITES)
 
 
 def test_a_model_that_does_not_mind_is_not_taken_for_one_that_does():
-    assert heads(nv.VAE(seeded(Picky("nothing"))), images(ConvVAE(), 3)) == ["model.encoder.0", "model.decoder.3"]
+    assert found(nv.VAE(seeded(Picky("nothing"))), images(ConvVAE(), 3)) == FOUND
 
 
 def test_hooks_gradients_other_types_and_models_without_convolutions_keep_the_default_order():
     model = seeded(ConvVAE())
     x = images(model, 3)
     vae = nv.VAE(copy.deepcopy(model))
-    assert relaid(vae, x) == []  # gradients are on
+    assert kernels(vae, x) == Kernels()  # gradients are on
     seen = []
     handle = vae.module.decoder[5].register_forward_hook(lambda module, args, output: seen.append(args[0].stride()))
-    assert heads(vae, x) == []
+    assert found(vae, x) == Kernels()
     engine.run_interventions(vae, x, [{"decoder.3[0]": nv.Add(1.0)}], Whole())
     assert seen
     assert all(stride[-1] == 1 for stride in seen)
     handle.remove()
-    assert heads(vae, x) != []
+    assert found(vae, x) == FOUND
     with torch.autocast("cpu", torch.bfloat16):
-        assert heads(vae, x) == []
-    assert heads(nv.VAE(copy.deepcopy(model).double(), example=x.double()), x.double()) == []
+        assert found(vae, x) == Kernels()
+    assert found(nv.VAE(copy.deepcopy(model).double(), example=x.double()), x.double()) == Kernels()
     mlp = all_vaes()["mlp"]
-    assert heads(nv.VAE(mlp), images(mlp, 2)) == []
+    assert found(nv.VAE(mlp), images(mlp, 2)) == Kernels()
 
 
 def test_the_trial_leaves_no_hook_and_no_draw_behind_even_where_the_model_raises():
@@ -127,7 +133,7 @@ def test_the_trial_leaves_no_hook_and_no_draw_behind_even_where_the_model_raises
         vae = nv.VAE(seeded(Picky(way)))
         x = images(vae.module, 3)
         torch.manual_seed(3)
-        heads(vae, x)
+        found(vae, x)
         drawn = torch.rand(1)
         torch.manual_seed(3)
         assert torch.equal(drawn, torch.rand(1))
@@ -155,6 +161,62 @@ def test_a_response_is_added_in_the_format_of_the_output(layer):
     got = add_response(layer, channels_last(layer(x)), first, delta)
     assert is_channels_last(got)
     torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(data=st.data())
+@torch.no_grad()
+def test_a_transposed_convolution_is_an_ordinary_one_whose_channels_are_the_phases(data):
+    def pair(least: int, most: int) -> tuple[int, int]:
+        return data.draw(st.tuples(st.integers(least, most), st.integers(least, most)))
+
+    groups, stride, dilation, kernel = data.draw(st.integers(1, 3)), pair(1, 3), pair(1, 3), pair(1, 5)
+    size = pair(1, 6)
+    spans = [(n - 1) * s + d * (k - 1) + 1 for n, s, d, k in zip(size, stride, dilation, kernel, strict=True)]
+    padding = tuple(data.draw(st.integers(0, (span - 1) // 2)) for span in spans)
+    extra = tuple(data.draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True))
+    inner, outer = (groups * data.draw(st.integers(1, 3)) for _ in range(2))
+    torch.manual_seed(0)
+    bias = data.draw(st.booleans())
+    layer = nn.ConvTranspose2d(inner, outer, kernel, stride, padding, extra, groups, bias, dilation)
+    x = torch.randn(2, inner, *size)
+    got = transposed(layer, x)
+    assert is_channels_last(got)
+    torch.testing.assert_close(got, layer(x), atol=1e-5, rtol=1e-5)
+
+
+def test_only_transposed_convolutions_of_few_channels_run_as_ordinary_ones():
+    assert pays(nn.ConvTranspose2d(8, 1, 4, 2, 1))
+    assert pays(nn.ConvTranspose2d(16, 8, 4, 2, 1))
+    assert not pays(nn.ConvTranspose2d(64, 32, 4, 2, 1))
+    assert not pays(nn.ConvTranspose2d(8, 8, 4, 2, 1, groups=2))
+
+
+class Larger(ConvVAE):
+    """Asks the last layer for another size than it gives on its own."""
+
+    def decode(self, z: Tensor) -> Tensor:
+        for part in self.decoder[:-2]:
+            z = part(z)
+        return self.decoder[-1](self.decoder[-2](z, output_size=(17, 17)))[..., :16, :16]
+
+
+def test_a_layer_that_is_asked_for_another_size_runs_as_it_is():
+    model = seeded(Larger())
+    vae, x = nv.VAE(copy.deepcopy(model)), images(model, 3)
+    assert found(vae, x) == Kernels(("model.encoder.0", "model.decoder.3"))
+    check_units(model, vae, ("decoder.3", "decoder.0"))
+
+
+def test_weights_that_change_between_runs_are_the_ones_that_run():
+    model = seeded(ConvVAE())
+    vae, x = nv.VAE(copy.deepcopy(model)), images(model, 3)
+    assert found(vae, x) == FOUND
+    for module in (model, vae.module):
+        with torch.no_grad():
+            module.decoder[-2].weight.mul_(-2.0)
+            module.decoder[-2].bias.add_(0.5)
+    check_units(model, vae, ("decoder.3",))
 
 
 class Means:

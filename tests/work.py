@@ -27,7 +27,7 @@ class Work(TorchDispatchMode):
             for name, module in model.named_modules()
             if isinstance(getattr(module, "weight", None), Tensor) and module.weight.ndim > 1
         }
-        self.flipped: list[Tensor] = []  # alive, so that their memory is not mistaken
+        self.copies: list[Tensor] = []  # alive, so that their memory is not mistaken
         self.rows: Counter[str] = Counter()
         self.partial: Counter[str] = Counter()
 
@@ -38,8 +38,13 @@ class Work(TorchDispatchMode):
                 *args, **(kwargs or {})
             )  # a part of a transposed convolution's weight, on its way into a convolution
             self.weights[flipped.untyped_storage().data_ptr()] = part
-            self.flipped.append(flipped)
+            self.copies.append(flipped)
             return flipped
+        if name == "copy_" and (part := self.weights.get(args[1].untyped_storage().data_ptr())):
+            # a whole transposed convolution's weight, on its way into an ordinary one
+            memory = args[0].untyped_storage()
+            self.weights[memory.data_ptr()] = (part[0], memory.nbytes() // args[0].element_size())
+            self.copies.append(args[0])
         if name in ("convolution", "mm", "addmm", "bmm", "linear"):
             data, weight = args[1:3] if name == "addmm" else args[:2]
             path, numel = self.weights.get(weight.untyped_storage().data_ptr(), (None, 0))

@@ -9,7 +9,7 @@ once for each input shape.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -88,13 +88,27 @@ def _tried(vae: VAE, x: Tensor) -> Kernels:
     with vae.held():
         expected, _ = _outputs(vae, rows, firings, [], [])
         for others in [phased, []] if phased else [[]]:
-            try:
-                found, laid = _outputs(vae, rows, firings, [f for f in convolutions if f not in others], others)
-            except Exception:  # whatever the model's own code makes of other strides
-                continue
-            if found.keys() == expected.keys() and all(_close(found[path], expected[path]) for path in expected):
+            laid = _unnoticed(vae, rows, firings, convolutions, others, expected)
+            if laid is not None:
                 return Kernels(tuple(laid), tuple(f.path for f in others))
     return Kernels()
+
+
+def _unnoticed(
+    vae: VAE,
+    rows: Tensor,
+    firings: Sequence[Firing],
+    convolutions: Sequence[Firing],
+    phased: Sequence[Firing],
+    expected: Mapping[str, Tensor],
+) -> list[str] | None:
+    """The convolutions at the head of a chain, where the model returns what it does without; None where it does something else."""
+    try:
+        found, laid = _outputs(vae, rows, firings, [f for f in convolutions if f not in phased], phased)
+    except Exception:  # whatever the model's own code makes of other strides
+        return None
+    same = found.keys() == expected.keys() and all(_close(found[path], expected[path]) for path in expected)
+    return laid if same else None
 
 
 def _outputs(

@@ -9,7 +9,8 @@ from nnsight_vae.causal import FactorCircuits, factor_circuits
 from nnsight_vae.circuits import TopK, score_edges
 from nnsight_vae.circuits.drawing.prominence import on_paths, prominence, strongest
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*further from the aggregate posterior")  # of moving latents that follow others
+# Latents that follow others leave the data when they are moved alone.
+pytestmark = pytest.mark.filterwarnings("ignore:.*further from the aggregate posterior")
 
 FACTORS = ("angle", "shadow_length")
 

@@ -77,6 +77,21 @@ def test_a_reversed_edge_may_cost_two():
     assert twice.random.shd == pytest.approx(m * (1 - p) + m * p + (pairs - m) * p, abs=0.15)
 
 
+def test_the_cost_of_a_reversal_counts_in_relabellings_too():
+    flipped = nx.DiGraph([(1, 0), (2, 0), (1, 3), (2, 3), (3, 4), (2, 5)])
+    p = {cost: compare(flipped, SIX, kind="direct", reversal_cost=cost).p_value for cost in (1, 2)}
+    by_hand = {}
+    for cost in p:
+        relabelled = (
+            nx.relabel_nodes(flipped, dict(zip(range(6), order, strict=True)))
+            for order in itertools.permutations(range(6))
+        )
+        distances = [shd(each, SIX, reversal_cost=cost) for each in relabelled]
+        by_hand[cost] = np.mean([each <= shd(flipped, SIX, reversal_cost=cost) for each in distances])
+    assert p == pytest.approx(by_hand)
+    assert p[1] != p[2]
+
+
 def test_sizes_of_all_effects_are_ranked_whatever_edges_are_drawn():
     sizes = {"angle": {"length": 0.9, "position": 0.4, "light": 0.5}, "light": {"length": 0.8, "position": 0.1}}
     guess = nx.create_empty_copy(PENDULUM)

@@ -56,7 +56,7 @@ def _latents(sections: dict[str, Any]) -> list[str]:
         for verdict in ("monosemantic", "polysemantic", "undetermined", "dead")
     }
     stated = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
-    lines = ["", f"Latents: {stated} (chance of any wrong verdict at most {1 - found['level']:.0%})"]
+    lines = ["", f"Latents: {stated} (chance of any wrong verdict about {1 - found['level']:.0%} at most)"]
     for factor, match in found["assignment"].items():
         if match is None:
             lines.append(

@@ -19,7 +19,6 @@ from nnsight_vae.models.families import OBJECTIVES
 
 SPRITES = {f"sprites-{name}" for name in OBJECTIVES}
 GAUSSIAN = sorted(SPRITES - {"sprites-vq-vae"})
-EQUAL = 0.25  # reconstructions that count as equal, relative
 
 
 @cache
@@ -74,7 +73,7 @@ def test_each_of_the_six_objectives_has_a_bundled_model_made_by_its_recipe():
         assert record["description"] == RECIPES[name].description == nv.zoo()[name]
         assert record["data"]["name"] == "independent_sprites"
         assert record["training"]["seed"] == 0
-        assert record["training"]["steps"] == record["history"][-1]["step"]
+        assert record["training"]["steps"] == record["history"][-1]["step"] == RECIPES[name].steps
 
 
 def test_all_bundled_models_together_take_less_than_ten_megabytes():
@@ -103,16 +102,19 @@ def test_the_bundled_vq_vae_reaches_what_its_record_says():
     assert np.exp(-(share * np.log(share)).sum()) == pytest.approx(held_out["perplexity"], rel=0.03)
 
 
-@pytest.mark.parametrize("name", ["sprites-factor-vae", "sprites-beta-tc-vae", "sprites-dip-vae-ii"])
-def test_penalised_latents_are_less_correlated_than_the_vaes_at_equal_reconstruction(name):
-    """Total correlation lower by more than sampling error, of the same images resampled; reconstruction no worse than `EQUAL`."""
+@pytest.mark.parametrize(
+    ("name", "equal"), [("sprites-factor-vae", 0.1), ("sprites-beta-tc-vae", 0.1), ("sprites-dip-vae-ii", 0.2)]
+)
+def test_penalised_latents_are_less_correlated_than_the_vaes_at_equal_reconstruction(name, equal):
+    """Total correlation lower by more than sampling error, of the same images resampled; reconstruction no worse than by the share `equal`."""
     plain, found = reached("sprites-vae"), reached(name)
-    assert found["nats"].mean() <= (1 + EQUAL) * plain["nats"].mean()
+    assert found["nats"].mean() <= (1 + equal) * plain["nats"].mean()
     assert np.quantile(found["resampled"] - plain["resampled"], 0.999) < -0.3
 
 
-def test_the_factor_vae_pays_nothing_for_its_less_correlated_latents():
-    saved = reached("sprites-vae")["nats"] - reached("sprites-factor-vae")["nats"]
+@pytest.mark.parametrize("name", ["sprites-factor-vae", "sprites-beta-tc-vae"])
+def test_two_of_them_pay_nothing_for_their_less_correlated_latents(name):
+    saved = reached("sprites-vae")["nats"] - reached(name)["nats"]
     assert saved.mean() > 4 * saved.std() / len(saved) ** 0.5
 
 

@@ -161,19 +161,16 @@ def needed_for(vae: VAE, x: Tensor, start: str | None) -> int:
 def start_for(vae: VAE, x: Tensor, path: str, reads: str = "output") -> str | None:
     """The latest module at or before `path` at which the batch can grow; None where that is the input itself.
 
-    Growing inside a residual block, say, fails: the other branch still has n rows. Whether it works is tried once a module, on
-    two rows, and remembered.
+    Growing inside a residual block, say, fails: the other branch still has n rows. So does a run of the decoder alone where the model
+    keeps features of the encoder for it. Whether it works is tried once a module, on two rows, and remembered.
     """
-    layout = vae.layout(x)
-    firings, decodes = layout.firings, _decodes(layout, layout.paths[reads])
+    firings = vae.layout(x).firings
     before = [
         f for f in firings.values() if f.finished <= firings[path].finished and f.calls == 1 and f.shape is not None
     ]
     for firing in reversed(before):
         if firing.path == "tap_input":
             return None
-        if firing.path in _POSTERIOR and decodes:
-            return firing.path
         if _grows(vae, x, firing, reads):
             return firing.path
     return None
@@ -186,6 +183,9 @@ def _grows(vae: VAE, x: Tensor, firing: Firing, reads: str) -> bool:
         small = clean_run(vae, repeat(x[:1], 2))
         expected = repeat(small.at(reads), 2)
         try:
+            if firing.finished >= vae.layout(x).firings["latent.mu"].finished:
+                # What a model keeps of the encoder for its decoder is now that of another input, of as many rows.
+                clean_run(vae, repeat((x[:1].flip(-1) / 2).to(x.dtype), 4))
             grown = run_from(
                 small, firing.path, torch.arange(2, device=x.device).repeat(2), {}, lambda value: value, reads
             )

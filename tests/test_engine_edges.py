@@ -386,3 +386,41 @@ def test_the_mean_is_over_all_of_a_reference_that_is_run_in_parts(vae):
     want = engine.activations(vae, reference, ["enc2"])["enc2"][:, 3].mean()
     got = engine.run_interventions(vae, X, [{"enc2[3]": nv.Mean(reference)}], At(vae, "enc2"))
     torch.testing.assert_close(got[0, :, 3], want.expand(7))
+
+
+class Keeps(nn.Module):
+    """The decoder reads features that the encoder left on the model, as of whichever input came last."""
+
+    image = (6,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enc, self.fc_mu, self.fc_logvar = nn.Linear(6, 5), nn.Linear(5, 2), nn.Linear(5, 2)
+        self.dec, self.out = nn.Linear(2, 5), nn.Linear(5, 6)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        self.kept = torch.tanh(self.enc(x))
+        return self.fc_mu(self.kept), self.fc_logvar(self.kept)
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.out(torch.tanh(self.dec(z)) + self.kept)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decode(self.encode(x)[0])
+
+
+@pytest.mark.parametrize("site", ["enc", "fc_mu", "latent.z", "dec"])
+def test_a_model_that_keeps_features_for_its_decoder_never_reads_those_of_another_input(site):
+    model = seeded(Keeps())
+    vae, x = nv.VAE(copy.deepcopy(model)), images(model, 7)
+    layer = "fc_mu" if site == "latent.z" else site
+    units = range(2 if layer == "fc_mu" else 5)
+    engine.activations(vae, images(model, 14, seed=3), ["output"])  # as many rows as a run of two units has
+    got = engine.run_interventions(vae, x, [{f"{site}[{u}]": nv.Set(2.0)} for u in units], Everything(Keeps.image))
+    for u in units:
+
+        def put(value: Tensor, u: int = u) -> Tensor:
+            return value.index_fill(1, torch.tensor([u]), 2.0)
+
+        want = literal(model, x, {layer: put})
+        torch.testing.assert_close(got[u], want, atol=1e-5, rtol=0)

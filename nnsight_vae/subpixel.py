@@ -32,6 +32,7 @@ def transposed(layer: nn.ConvTranspose2d, x: Float[Tensor, "n channels rows colu
     network", section 3.2; the shifts for any padding and dilation are worked out here.
 
     Example:
+        >>> import torch
         >>> layer, x = nn.ConvTranspose2d(3, 2, 4, stride=2, padding=1), torch.rand(1, 3, 5, 5)
         >>> bool(torch.allclose(transposed(layer, x), layer(x), atol=1e-5))
         True

@@ -56,7 +56,7 @@ class Mechanism:
     @classmethod
     def categorical(
         cls,
-        values: Sequence[float],
+        values: Sequence[float | int],
         probabilities: Sequence[float] | Callable[[Values], np.ndarray],
         parents: Sequence[str] = (),
     ) -> Mechanism:

@@ -15,7 +15,7 @@ from .mechanisms import Mechanism as Mechanism
 if TYPE_CHECKING:
     import networkx as nx
 
-Do = Mapping[str, float | np.ndarray]
+Do = Mapping[str, float | int | np.ndarray]
 
 
 class SCM:

@@ -14,7 +14,7 @@ Columns = tuple[Float[np.ndarray, "n 1 1"], ...]
 Draw = Callable[[np.ndarray, Columns], None]  # paints images in place
 
 
-def centres(low: float, high: float) -> Float[np.ndarray, " 64"]:
+def centres(low: float | int, high: float | int) -> Float[np.ndarray, " 64"]:
     """Centres of the pixels of one axis over [low, high] of the world, rising."""
     return (low + (np.arange(SIDE) + 0.5) * ((high - low) / SIDE)).astype(np.float32)
 

@@ -56,7 +56,7 @@ class CutScores(NamedTuple):
 
 
 Advance = Callable[[int], None]  # told the number of (edge, pair) rows just finished
-Wanted = Int[np.ndarray, " some"]  # positions of edges in a cut
+Wanted = Int[np.ndarray, " _"]  # positions of edges in a cut
 
 
 @dataclass(frozen=True)

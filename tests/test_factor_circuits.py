@@ -192,3 +192,10 @@ def test_a_factor_that_others_cause_begins_its_circuit_as_they_do():
 def test_what_does_not_fit_is_refused_before_any_circuit(vae, data, mapping, options, message):
     with pytest.raises(nv.DataError, match=message):
         factor_circuits(vae, data, mapping, n=10, **options)
+
+
+def test_what_is_no_model_and_no_data_set_is_called_so(vae, data):
+    with pytest.raises(nv.AdapterError, match="where a VAE belongs"):
+        factor_circuits(vae.module, data)
+    with pytest.raises(nv.DataError, match="got a DiGraph where a data set belongs"):
+        factor_circuits(vae, data.graph)

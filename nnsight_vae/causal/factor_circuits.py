@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import networkx as nx
 
+from nnsight_vae.arguments import require
 from nnsight_vae.causal.mapping import FactorMap, map_factors
 from nnsight_vae.causal.model_graph import Through, factor_graph
 from nnsight_vae.circuits.selection.several import extract_circuits, union
@@ -181,7 +182,8 @@ def factor_circuits(
     Returns: `FactorCircuits`: print it, `nv.export(found.graph, "factors.html")` it, or take its table.
 
     Raises:
-        DataError: an unknown factor, a mapping or graph of other factors, or as `data.pairs`.
+        DataError: no data set, an unknown factor, a mapping or graph of other factors, or as `data.pairs`.
+        AdapterError: what is given is no `VAE`.
         CircuitError: as `extract_circuit`.
 
     Example:
@@ -193,6 +195,9 @@ def factor_circuits(
         >>> found.graph.edges["factor:angle", "factor:shadow_length"]["relation"]
         'world'
     """
+    require(vae)
+    if not isinstance(data, Dataset):
+        raise DataError(f"got a {type(data).__name__} where a data set belongs, such as nv.datasets.load('pendulum').")
     readout = data.readout() if readout is None else readout
     names = tuple(readout.names if factors is None else factors)
     if unknown := [name for name in names if name not in readout.names]:

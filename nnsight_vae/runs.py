@@ -183,9 +183,6 @@ def _grows(vae: VAE, x: Tensor, firing: Firing, reads: str) -> bool:
         small = clean_run(vae, repeat(x[:1], 2))
         expected = repeat(small.at(reads), 2)
         try:
-            if firing.finished >= vae.layout(x).firings["latent.mu"].finished:
-                # What a model keeps of the encoder for its decoder is now that of another input, of as many rows.
-                clean_run(vae, repeat((x[:1].flip(-1) / 2).to(x.dtype), 4))
             grown = run_from(
                 small, firing.path, torch.arange(2, device=x.device).repeat(2), {}, lambda value: value, reads
             )

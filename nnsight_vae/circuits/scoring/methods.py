@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from nnsight_vae.circuits.scoring.activations import at_activations
 from nnsight_vae.circuits.scoring.exact import patched
 from nnsight_vae.circuits.scoring.flat import FlatPairs
 from nnsight_vae.circuits.scoring.gradients import along_inputs, along_level, at_inputs
@@ -21,7 +22,7 @@ from nnsight_vae.circuits.wiring.quadrature import Rule, gauss_legendre, gauss_l
 from nnsight_vae.errors import CircuitError
 from nnsight_vae.readouts import Readout
 
-Method = Literal["exact", "eap", "eap-ig", "ig", "weight", "correlation", "random"]
+Method = Literal["exact", "eap", "eap-act", "eap-ig", "ig", "weight", "correlation", "random"]
 Direction = Literal["noising", "denoising", "both"]
 At = Literal["base", "source", "average"]
 BASELINES = ("weight", "correlation", "random")
@@ -34,10 +35,18 @@ _ESTIMANDS = {
     "base": "PNIE (first order)",
     "source": "TNIE (first order)",
     "average": "mean of PNIE and TNIE (first order)",
+    "act at base": "PNIE (first order after the target's activation)",
+    "act at source": "TNIE (first order after the target's activation)",
+    "act at average": "mean of PNIE and TNIE (first order after the target's activation)",
     "eap-ig": "TE share (path integral over inputs)",
     "ig": "TE share (layer path integral)",
 }
-_HALVES = {"both": ("noising", "denoising"), "average": ("base", "source")}
+_HALVES = {
+    "both": ("noising", "denoising"),
+    "average": ("base", "source"),
+    "act at average": ("act at base", "act at source"),
+}
+_FEW = 4  # edges of a cut up to which `eap-act` patches them: each carries much, which is far from linear, and takes little time
 _RULES: dict[str, Rule] = {"base": ((0.0, 1.0),), "source": ((1.0, 1.0),)}
 
 
@@ -85,7 +94,8 @@ class Scoring:
     @property
     def variant(self) -> str:
         """What tells this method's estimand: the direction of `exact`, where `eap` looks, or the method itself."""
-        return {"exact": self.direction, "eap": self.at}.get(self.method, self.method)
+        variants = {"exact": self.direction, "eap": self.at, "eap-act": f"act at {self.at}"}
+        return variants.get(self.method, self.method)
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -98,6 +108,7 @@ class Scoring:
         options: dict[str, dict[str, object]] = {
             "exact": {"direction": self.direction},
             "eap": {"at": self.at},
+            "eap-act": {"at": self.at},
             "eap-ig": {"nodes": self.nodes, "quadrature": "Gauss-Legendre"},
             "ig": {"nodes": self.nodes, "quadrature": "Gauss-Lobatto, calibrated to the total effect"},
             "random": {"seed": self.seed},
@@ -107,7 +118,7 @@ class Scoring:
     @property
     def by_gradient(self) -> bool:
         """Whether the method looks at gradients of the readout."""
-        return self.method in ("eap", "eap-ig", "ig")
+        return self.method in ("eap", "eap-act", "eap-ig", "ig")
 
     def scores(
         self,
@@ -132,6 +143,9 @@ class Scoring:
         """
         if self.method == "exact":
             yield from _patched(run, readout, cuts, wanted, part == "denoising", advance)
+            return
+        if self.method == "eap-act":
+            yield from _activated(run, readout, cuts, wanted, part == "act at source", flat, advance)
             return
         gradients = (
             _layerwise(run, readout, gauss_lobatto(self.nodes))
@@ -160,6 +174,33 @@ def _patched(
         values = sign * patched(receiver, cuts[i], readout, wanted[i], advance)
         none = values.new_zeros(values.shape[1:])
         yield CutScores(values, none, none)
+
+
+def _activated(
+    run: PairRun,
+    readout: Readout,
+    cuts: Sequence[Cut],
+    wanted: Sequence[Wanted],
+    denoise: bool,
+    flat: FlatPairs | None,
+    advance: Advance,
+) -> Iterator[CutScores]:
+    """First order after each target's activation, in the base run, or, for minus the effect, in the source run.
+
+    Where that is no trouble edges are patched: those of cuts that have few, and those into the readout, which run nothing.
+    """
+    sign, receiver = (-1, run.reversed()) if denoise else (1, run)
+    last = len(cuts) - 1
+    for i, (values, there) in zip(reversed(range(len(cuts))), at_activations(receiver, readout, cuts), strict=True):
+        if flat is not None and i == last:
+            flat.add("act at source" if denoise else "act at base", run, [of_target[0] for of_target in there])
+        if i == last or len(cuts[i]) <= _FEW:
+            values = patched(receiver, cuts[i], readout, wanted[i], advance)
+        else:
+            values = values[torch.as_tensor(wanted[i], device=values.device)]
+            advance(len(wanted[i]) * len(run))
+        none = values.new_zeros(values.shape[1:])
+        yield CutScores(sign * values, none, none)
 
 
 class _Level(NamedTuple):

@@ -40,6 +40,23 @@ def apply(layer: Linear, a: Float[Tensor, "n ..."], weight: Tensor | None = None
     return transposed(a, weight, None, layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation)
 
 
+def apply_to_ports(layer: Linear, a: Float[Tensor, "n ..."], ports: Int[Tensor, " p"]) -> Float[Tensor, "n ..."]:
+    """The layer without its bias, of an input that is 0 but for some ports: at their share of the arithmetic, unless it has groups.
+
+    Example:
+        >>> layer, a = nn.Conv2d(3, 2, 3), torch.rand(1, 3, 5, 5)
+        >>> sides = apply_to_ports(layer, a, torch.tensor([0, 2])) + apply_to_ports(layer, a, torch.tensor([1]))
+        >>> bool(torch.allclose(sides, apply(layer, a), atol=1e-5))
+        True
+    """
+    axis = port_axis(layer, a)
+    if isinstance(layer, nn.Linear) or layer.groups == 1:
+        of_ports = 0 if isinstance(layer, Transposed) else 1
+        return apply(layer, a.index_select(axis, ports), layer.weight.index_select(of_ports, ports))
+    alone = torch.zeros_like(a)
+    return apply(layer, alone.index_copy_(axis, ports, a.index_select(axis, ports)))
+
+
 def with_bias(layer: Linear, values: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
     """Output of `apply` with the layer's bias added."""
     if layer.bias is None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from vaes import images
 
+from nnsight_vae.circuits.scoring.edges import EdgeScores
 from nnsight_vae.pairs import Pairs
 from nnsight_vae.readouts import Region
 
@@ -146,3 +148,7 @@ class Literal:
             slopes = [torch.autograd.grad(v.sum(), point, retain_graph=True)[0] for v in values.T]
             total = total + weight * torch.stack([(g * contribution).flatten(1).sum(1) for g in slopes])
         return total
+
+
+def by_edge(scores: EdgeScores) -> dict[tuple[str, str], np.ndarray]:
+    return dict(zip(zip(scores.sources, scores.targets, strict=True), scores.values, strict=True))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+import nnsight_vae as nv
 from nnsight_vae.pairs import Pairs
+from nnsight_vae.readouts import Pixels
 
 
 class WiredVAE(nn.Module):
@@ -60,3 +63,9 @@ def wired_pairs(n: int = 30) -> Pairs:
     source = base.clone()
     source[:, :2] += 0.2 + 0.3 * torch.rand(n, 2, generator=generator)
     return Pairs(base, source, factor="f")
+
+
+@pytest.fixture
+def wired() -> tuple[nv.VAE, Pairs, object]:
+    pairs = wired_pairs()
+    return nv.VAE(WiredVAE(), example=pairs.base), pairs, Pixels((4,))["pixel[0]"]

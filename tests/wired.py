@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import networkx as nx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -55,6 +56,7 @@ TRUE_EDGES = {
     ("dec[1]", "output[0]"),
     ("output[0]", "readout:pixel[0]"),
 }
+PIXEL = Pixels((4,))["pixel[0]"]
 
 
 def wired_pairs(n: int = 30) -> Pairs:
@@ -68,4 +70,9 @@ def wired_pairs(n: int = 30) -> Pairs:
 @pytest.fixture
 def wired() -> tuple[nv.VAE, Pairs, object]:
     pairs = wired_pairs()
-    return nv.VAE(WiredVAE(), example=pairs.base), pairs, Pixels((4,))["pixel[0]"]
+    return nv.VAE(WiredVAE(), example=pairs.base), pairs, PIXEL
+
+
+@pytest.fixture
+def true_circuit() -> nx.DiGraph:
+    return nx.DiGraph(list(TRUE_EDGES), schema="nnsight-vae/circuit@1")

@@ -88,22 +88,6 @@ class Route:
             first, values = self._reshaped(first, values, self.steps[-1].shape[1:])
         return first, values
 
-    @property
-    def acting(self) -> tuple[Firing, ...]:
-        """The steps that are more than a reshape, with the reshapes between them."""
-        last = max((i for i, step in enumerate(self.steps) if not step.passes), default=-1)
-        return self.steps[: last + 1]
-
-    def activated(self, values: Float[Tensor, "r ..."]) -> Float[Tensor, "r ..."]:
-        """What the `acting` steps make of activations of the whole site, shaped like them; `values` may be written over."""
-        shape = values.shape
-        for step in self.acting:
-            if step.taken is not None and step.taken[1:] != values.shape[1:]:
-                values = values.reshape(-1, *step.taken[1:])
-            if not step.passes:
-                values = type(step.module).forward(step.module, values)
-        return values.reshape(shape)
-
     def _reshaped(self, first: Tensor, values: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """The ports in the same memory read as another shape `[channels, *grid]`."""
         per_port, width = torch.Size(values.shape[3:]).numel(), torch.Size(shape[1:]).numel()

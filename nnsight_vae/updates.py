@@ -50,7 +50,7 @@ def add_response(
     for port, rows in _runs(first):
         at, block = _block(layer, port, delta.shape[1])
         output[rows].narrow(_port_axis(layer, output), at.start, at.stop - at.start).add_(
-            _response(layer, block, delta[rows], output.shape[2:], laid)
+            response(layer, block, delta[rows], output.shape[2:], laid)
         )
     return output
 
@@ -86,9 +86,22 @@ def _port_axis(layer: LinearLayer, tensor: Tensor) -> int:
     return tensor.ndim - 1 if isinstance(layer, nn.Linear) else 1
 
 
-def _response(
-    layer: LinearLayer, weight: Tensor, delta: Tensor, size: torch.Size, laid: Callable[[Tensor], Tensor]
-) -> Tensor:
+def response(
+    layer: LinearLayer,
+    weight: Tensor,
+    delta: Float[Tensor, "r ports *grid"],
+    size: torch.Size,
+    laid: Callable[[Tensor], Tensor] = Tensor.contiguous,
+) -> Float[Tensor, "r ..."]:
+    """What a change of some ports of a layer of one group adds to its output.
+
+    Args:
+        layer: the layer, whose weight is not looked at.
+        weight: the part of it that belongs to the ports.
+        delta: the change of the ports.
+        size: of the output, without rows and channels.
+        laid: puts what is convolved into the memory format that it is to have.
+    """
     if isinstance(layer, nn.Linear):
         return F.linear(delta.movedim(1, -1), weight)
     convolve = _CONVOLVE[delta.ndim - 2]

@@ -21,9 +21,7 @@ from nnsight_vae.readouts import Readout
 from nnsight_vae.runs import Write, run_from, start_for
 
 
-def at_inputs(
-    run: PairRun, readout: Readout, positions: Sequence[float], paths: Sequence[str] | None = None
-) -> list[ByTarget]:
+def at_inputs(run: PairRun, readout: Readout, positions: Sequence[float]) -> list[ByTarget]:
     """Gradients of the targets in every column and, last, in what the readout reads, for inputs on the way from base to source.
 
     One pass through the whole model for all positions, and one backward pass for each target.
@@ -32,7 +30,6 @@ def at_inputs(
         run: the pairs.
         readout: the targets.
         positions: k of them, 0 the base and 1 the source.
-        paths: of a module for each column, in what that gives instead of the column itself.
 
     Returns: for each level, of each target and column, tensors `[k, n, ...]`.
     """
@@ -42,7 +39,7 @@ def at_inputs(
         values, kept = _kept(
             run,
             points_at(positions, base, source - base).requires_grad_(),
-            paths or [column.path for column in columns],
+            [column.path for column in columns],
             readout,
         )
     found = [gradients_at(values, t, kept, len(positions)) for t in range(values.shape[1])]

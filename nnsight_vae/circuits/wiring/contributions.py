@@ -14,6 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nnsight_vae.updates import response
+
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 Linear = nn.Linear | Convolution | Transposed
@@ -40,21 +42,31 @@ def apply(layer: Linear, a: Float[Tensor, "n ..."], weight: Tensor | None = None
     return transposed(a, weight, None, layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation)
 
 
-def apply_to_ports(layer: Linear, a: Float[Tensor, "n ..."], ports: Int[Tensor, " p"]) -> Float[Tensor, "n ..."]:
+def apply_to_ports(
+    layer: Linear, a: Float[Tensor, "n ..."], ports: Int[Tensor, " p"], size: torch.Size
+) -> Float[Tensor, "n ..."]:
     """The layer without its bias, of an input that is 0 but for some ports: at their share of the arithmetic, unless it has groups.
+
+    Args:
+        layer: the layer.
+        a: its input.
+        ports: those that count.
+        size: of its output, without rows and channels.
 
     Example:
         >>> layer, a = nn.Conv2d(3, 2, 3), torch.rand(1, 3, 5, 5)
-        >>> sides = apply_to_ports(layer, a, torch.tensor([0, 2])) + apply_to_ports(layer, a, torch.tensor([1]))
-        >>> bool(torch.allclose(sides, apply(layer, a), atol=1e-5))
+        >>> sides = [apply_to_ports(layer, a, torch.tensor(ports), torch.Size([3, 3])) for ports in ([0, 2], [1])]
+        >>> bool(torch.allclose(sum(sides), apply(layer, a), atol=1e-5))
         True
     """
     axis = port_axis(layer, a)
-    if isinstance(layer, nn.Linear) or layer.groups == 1:
-        of_ports = 0 if isinstance(layer, Transposed) else 1
-        return apply(layer, a.index_select(axis, ports), layer.weight.index_select(of_ports, ports))
-    alone = torch.zeros_like(a)
-    return apply(layer, alone.index_copy_(axis, ports, a.index_select(axis, ports)))
+    of_ports = a.index_select(axis, ports)
+    if isinstance(layer, nn.Linear):
+        return apply(layer, of_ports, layer.weight.index_select(1, ports))
+    if layer.groups == 1:
+        weight = layer.weight.index_select(0 if isinstance(layer, Transposed) else 1, ports)
+        return response(layer, weight, of_ports, size)
+    return apply(layer, torch.zeros_like(a).index_copy_(axis, ports, of_ports))
 
 
 def with_bias(layer: Linear, values: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:

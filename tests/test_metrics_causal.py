@@ -6,60 +6,16 @@ import math
 import numpy as np
 import pytest
 import scipy.stats
-import torch
-from hypothesis import given, settings, strategies as st
+from numpy_decoder import CLAMPS, Z, changes, decode, displacements, hidden, linear, normal
 
 from nnsight_vae import metrics
 from nnsight_vae.errors import DataError
-from nnsight_vae.metrics import latent_activity
 from nnsight_vae.metrics.causal import (
     causal_effect_strength,
     circuit_modularity,
     intervention_specificity,
     output_spread,
 )
-from nnsight_vae.metrics.latent_response import latent_response_matrix
-
-CLAMPS = np.linspace(-3, 3, 7)
-
-
-def normal(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape)
-
-
-Z = normal(30, 4, seed=1)  # codes of 30 examples
-INNER, OUTER = normal(4, 6, seed=2), normal(6, 9, seed=3)
-INNER[3] = 0  # latent 3 is dead
-
-
-def hidden(z):
-    return np.tanh(z @ INNER)
-
-
-def decode(z):
-    return hidden(z) @ OUTER
-
-
-def linear(weights):
-    return lambda z: z @ weights
-
-
-def clamped(z, latent, value):
-    z = z.copy()
-    z[:, latent] = value
-    return z
-
-
-def displacements(decoder, z=Z):
-    base = decoder(z)
-    return np.array(
-        [[np.linalg.norm(decoder(clamped(z, k, v)) - base, axis=1) for v in CLAMPS] for k in range(z.shape[1])]
-    )
-
-
-def changes(decoder, z=Z):
-    return np.array([decoder(clamped(z, k, 0.0)) - decoder(z) for k in range(z.shape[1])])
-
 
 # ---------------------------------------------------------------- as published, literally
 
@@ -195,7 +151,7 @@ def test_modularity_needs_two_live_latents():
     assert "1 latents alive" in score.note
 
 
-# ---------------------------------------------------------------- dead latents, intervals
+# ---------------------------------------------------------------- dead latents, numbers by hand
 
 
 @pytest.mark.parametrize(("share", "dead"), [(0.0, True), (0.009, True), (0.011, False)])
@@ -236,134 +192,6 @@ def test_a_fully_collapsed_model_is_all_dead():
     assert circuit_modularity(np.zeros((3, 5, 4)), form="normalised").value is None
 
 
-def test_effect_strength_interval_is_scipys_percentile_bootstrap_over_examples():
-    samples = displacements(decode)
-    low, high = causal_effect_strength(samples, n_boot=20_000).ci[0]
-    theirs = scipy.stats.bootstrap(
-        (samples[0].mean(axis=0),), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(1)
-    )
-    assert low == pytest.approx(theirs.confidence_interval.low, abs=0.06 * theirs.standard_error)
-    assert high == pytest.approx(theirs.confidence_interval.high, abs=0.06 * theirs.standard_error)
-
-
-def plain_modularity(moved):
-    """1 - mean cosine of root mean square profiles, uncorrected."""
-    profiles = np.sqrt((moved**2).mean(axis=1))
-    profiles /= np.linalg.norm(profiles, axis=1, keepdims=True)
-    return 1 - (profiles @ profiles.T)[np.triu_indices(len(moved), 1)].mean()
-
-
-def test_specificity_and_modularity_intervals_equal_a_literal_bootstrap_over_examples():
-    """Of modularity and of the entropy in specificity: the basic interval and the bias correction, 2 t - t*."""
-    pixels, units = changes(decode), changes(hidden)[:3]
-    rng = np.random.default_rng(2)
-    entropy, modularity = [], []
-    for _ in range(1500):
-        drawn = rng.integers(30, size=30)
-        entropy.append(scipy.stats.entropy((pixels[0, drawn] ** 2).mean(0)))
-        modularity.append(plain_modularity(units[:, drawn]))
-    ours, plain = circuit_modularity(units, form="normalised", n_boot=6000), plain_modularity(units)
-    basic = 2 * plain - np.quantile(modularity, [0.975, 0.025])
-    np.testing.assert_allclose(ours.ci, basic, atol=0.16 * np.std(modularity))
-    assert ours.value == pytest.approx(2 * plain - np.mean(modularity), abs=0.1 * np.std(modularity))
-    plain = scipy.stats.entropy((pixels[0] ** 2).mean(0))
-    basic = 2 * plain - np.quantile(entropy, [0.025, 0.975])
-    corrected = intervention_specificity(pixels, form="normalised", n_boot=6000)
-    np.testing.assert_allclose(corrected.ci[0], 1 - basic / np.log(9), atol=0.16 * np.std(entropy) / np.log(9))
-    literal = 1 - (2 * plain - np.mean(entropy)) / np.log(9)
-    assert corrected.values[0] == pytest.approx(literal, abs=0.05 * np.std(entropy))
-    raw = intervention_specificity(pixels, n_boot=6000)
-    np.testing.assert_allclose(1 / np.array(raw.ci[0]) - 1e-6, basic, atol=0.16 * np.std(entropy))
-
-
-def test_the_specificity_of_few_examples_is_corrected_for_the_bias_of_an_entropy():
-    """1000 units, 100 examples: plain percentiles cover the truth in 5 % of samples; the corrected interval in most."""
-    rng = np.random.default_rng(0)
-    profile = rng.normal(size=1000)
-    mean_square = profile**2 * 1.64
-    truth = 1 - scipy.stats.entropy(mean_square) / np.log(1000)
-    hits, off, plain_off = 0, 0.0, 0.0
-    for seed in range(40):
-        change = rng.normal(size=(100, 1)) * profile * (1 + 0.8 * rng.normal(size=(100, 1000)))
-        found = intervention_specificity([change], form="normalised", n_boot=200, seed=seed)
-        plain = 1 - scipy.stats.entropy((change**2).mean(0)) / np.log(1000)
-        hits += found.ci[0][0] <= truth <= found.ci[0][1]
-        off, plain_off = off + (found.values[0] - truth) / 40, plain_off + (plain - truth) / 40
-    assert hits >= 34
-    assert abs(off) < 0.2 * plain_off
-
-
-def test_the_modularity_of_noisy_units_is_corrected_for_what_noise_takes_from_a_cosine():
-    """64 units whose change is as much noise as signal, 100 examples: plain percentiles cover the truth in 55 % of samples."""
-    rng = np.random.default_rng(0)
-    profiles = np.abs(rng.normal(size=(4, 64)))
-    truth = plain_modularity(profiles[:, None])
-    hits, off, plain_off = 0, 0.0, 0.0
-    for seed in range(40):
-        moved = rng.normal(size=(4, 100, 1)) * profiles[:, None] * (1 + rng.normal(size=(4, 100, 64)))
-        found = circuit_modularity(moved, form="normalised", n_boot=200, seed=seed)
-        hits += found.ci[0] <= truth <= found.ci[1]
-        off, plain_off = off + (found.value - truth) / 40, plain_off + (plain_modularity(moved) - truth) / 40
-    assert hits >= 33
-    assert abs(off) < 0.4 * plain_off
-
-
-def test_the_intervals_of_the_normalised_forms_hold_the_sampling_error_of_their_yardsticks():
-    """A literal bootstrap that takes the yardstick anew each time (about the sample's centre); with it fixed, the interval is another."""
-    samples, base = displacements(decode), decode(Z)
-    pixels = hidden(Z)[:, :, None] * np.array([1.0, 2.0]) + normal(30, 6, 2, seed=5)
-    units = changes(hidden)[:3]
-    rng = np.random.default_rng(3)
-    drawn = rng.integers(30, size=(8000, 30))
-    spread = np.sqrt(np.square(base - base.mean(0)).sum(1)[drawn].mean(1))
-    strength = samples[0].mean(0)[drawn].mean(1) / spread
-    modularity = []
-    for rows in drawn[:1500]:
-        sd = np.sqrt(np.square(pixels - pixels.mean((0, 2), keepdims=True))[rows].mean((0, 2)))
-        modularity.append(plain_modularity(units[:, rows] / sd))
-    ours = causal_effect_strength(samples, form="normalised", base=base, n_boot=6000)
-    assert ours.values[0] == pytest.approx(samples[0].mean() / output_spread(base))
-    np.testing.assert_allclose(ours.ci[0], np.quantile(strength, [0.025, 0.975]), atol=0.1 * np.std(strength))
-    fixed = np.array(causal_effect_strength(samples, n_boot=6000).ci[0]) / output_spread(base)
-    assert np.abs(fixed - ours.ci[0]).max() > 0.3 * np.std(strength)
-    score = circuit_modularity(units, form="normalised", activations=pixels, n_boot=6000)
-    plain = plain_modularity(units / pixels.transpose(1, 0, 2).reshape(6, -1).std(axis=1)[:, None].T)
-    assert score.value == pytest.approx(2 * plain - np.mean(modularity), abs=0.1 * np.std(modularity))
-    basic = 2 * plain - np.quantile(modularity, [0.975, 0.025])
-    np.testing.assert_allclose(score.ci, basic, atol=0.16 * np.std(modularity))
-
-
-@pytest.mark.parametrize("pixels", [1, 300])
-def test_the_interval_of_the_normalised_effect_strength_covers(pixels):
-    """95 % intervals of E|v - z| / sd over 300 samples of 100 examples; recentred in every resample, those of 300 pixels never cover."""
-    rng = np.random.default_rng(0)
-    grid = np.random.default_rng(1).normal(size=400_000)
-    truth = np.abs(CLAMPS[:, None] - grid).mean() / np.sqrt(pixels)
-    hits = 0
-    for seed in range(300):
-        z = rng.normal(size=(100, pixels))
-        moved = np.abs(CLAMPS[:, None] - z[:, 0])[None]
-        (low, high), *_ = causal_effect_strength(moved, form="normalised", base=z, n_boot=400, seed=seed).ci
-        hits += low <= truth <= high
-    assert 0.90 <= hits / 300 <= 0.98
-
-
-def test_corrections_stop_at_what_is_possible():
-    """Uniform shares and identical profiles under noise: half of the corrected values would be beyond the end of their scale."""
-    rng = np.random.default_rng(0)
-    specificity, modularity = [], []
-    for seed in range(20):
-        noise = rng.normal(size=(2, 40, 6))
-        specificity.append(intervention_specificity([noise[0]], form="normalised", n_boot=100, seed=seed))
-        modularity.append(circuit_modularity(noise, form="normalised", n_boot=100, seed=seed))
-    for values, lows in (
-        ([found.values[0] for found in specificity], [found.ci[0][0] for found in specificity]),
-        ([found.value for found in modularity], [found.ci[0] for found in modularity]),
-    ):
-        assert 3 <= sum(value == 0 for value in values) <= 17
-        assert min(values) == min(lows) == 0
-
-
 def test_a_unit_that_varies_by_rounding_alone_keeps_its_scale():
     rng = np.random.default_rng(0)
     steady = np.float32(0.1) * (1 + 1e-7 * rng.normal(size=(20, 1)))
@@ -394,168 +222,6 @@ def test_golden_numbers_by_hand():
     activations = np.array([[-1.0, -math.sqrt(3)], [1.0, math.sqrt(3)]])
     scaled = circuit_modularity(pair, form="normalised", activations=activations)
     assert scaled.value == pytest.approx(1 - 1 / math.sqrt(2))
-
-
-def test_one_example_has_scores_and_no_interval():
-    assert causal_effect_strength(displacements(decode, Z[:1])).ci == (None,) * 4
-    assert intervention_specificity(changes(decode, Z[:1])).ci == (None,) * 4
-    assert circuit_modularity(changes(hidden, Z[:1]), form="normalised").ci is None
-
-
-decoders = st.integers(0, 10_000).map(lambda seed: normal(4, 5, seed=seed))
-
-
-@given(decoders, st.permutations(range(4)))
-@settings(max_examples=15, deadline=None, derandomize=True)
-def test_permuting_latents_permutes_every_score(weights, order):
-    codes = normal(12, 4, seed=7)
-
-    def scores(weights, z):
-        moved, change = displacements(linear(weights), z), changes(linear(weights), z)
-        base = z @ weights
-        activity = latent_activity.activity(z, np.log(0.1 + z**2), n_boot=50)
-        return (
-            causal_effect_strength(moved, form="normalised", base=base, n_boot=50),
-            intervention_specificity(change, n_boot=50),
-            activity.kl,
-            activity.variance,
-        ), circuit_modularity(change, form="normalised", n_boot=50)
-
-    (plain, apart), (permuted, apart_too) = scores(weights, codes), scores(weights[order], codes[:, order])
-    for before, after in zip(plain, permuted, strict=True):
-        np.testing.assert_allclose(after.values, np.array(before.values)[order])
-        np.testing.assert_allclose(after.ci, np.array(before.ci)[order])
-    assert apart_too.value == pytest.approx(apart.value)
-
-
-@given(decoders, st.floats(1e-3, 1e3))
-@settings(max_examples=15, deadline=None, derandomize=True)
-def test_scaling_the_outputs_scales_the_raw_effect_strength_and_nothing_else(weights, scale):
-    codes = normal(12, 4, seed=7)
-
-    def scores(weights):
-        moved, change, base = displacements(linear(weights), codes), changes(linear(weights), codes), codes @ weights
-        return causal_effect_strength(moved, n_boot=50), (
-            *causal_effect_strength(moved, form="normalised", base=base, n_boot=50).values,
-            *intervention_specificity(change, n_boot=50).values,
-            circuit_modularity(change, form="normalised", activations=base, n_boot=50).value,
-        )
-
-    (raw, free), (scaled, free_too) = scores(weights), scores(scale * weights)
-    np.testing.assert_allclose(scaled.values, scale * np.array(raw.values))
-    np.testing.assert_allclose(scaled.ci, scale * np.array(raw.ci))
-    np.testing.assert_allclose(free_too, free)
-
-
-@given(decoders, st.integers(0, 3))
-@settings(max_examples=15, deadline=None, derandomize=True)
-def test_a_dead_latent_has_exactly_no_effect_and_never_ranks(weights, dead):
-    weights[dead] = 0.0
-    codes = normal(12, 4, seed=7)
-    moved, base = displacements(linear(weights), codes), codes @ weights
-    for found in (causal_effect_strength(moved), causal_effect_strength(moved, form="normalised", base=base)):
-        assert found.values[dead] == 0
-        assert found.ci[dead] == (0, 0)
-        assert set(found.ranked) == set(range(4)) - {dead}
-        assert list(found.ranked) == sorted(found.ranked, key=lambda k: -found.values[k])
-    assert (
-        dead not in intervention_specificity(changes(linear(weights), codes)).ranked
-    )  # its raw score is the largest, 1e6
-
-
-# ---------------------------------------------------------------- activity and responses
-
-
-def test_activity_is_kl_and_burdas_variance():
-    mu = np.array([[1.0, 0.0, 0.05], [-1.0, 0.0, -0.05], [3.0, 0.0, 0.15]])
-    logvar = np.log(np.array([[0.5, 1.0, 1.0]] * 3))
-    found = latent_activity.activity(mu, logvar)
-    expected = (11 / 3 + 0.5 - 1 - math.log(0.5)) / 2  # mean mu^2 is 11/3
-    np.testing.assert_allclose(found.kl.values, [expected, 0.0, (0.0025 + 0.0025 + 0.0225) / 6])
-    np.testing.assert_allclose(found.variance.values, [8 / 3, 0.0, 0.02 / 3])
-    assert (found.active_units.value, found.informed_units.value) == (1.0, 1.0)  # 0.02 / 3 < 0.01, and 0.0046 nats
-    assert found.kl.units == ("latent.z[0]", "latent.z[1]", "latent.z[2]")
-    reference = torch.distributions.kl_divergence(
-        torch.distributions.Normal(torch.tensor(mu), torch.tensor(logvar).mul(0.5).exp()),
-        torch.distributions.Normal(0.0, 1.0),
-    )
-    np.testing.assert_allclose(found.kl.values, reference.mean(0), atol=1e-12)
-
-
-def test_a_count_of_active_units_has_an_interval_over_examples():
-    rng = np.random.default_rng(0)
-    mu = rng.normal(size=(60, 4)) * np.array([1.0, 0.1, 0.1, 0.0])  # variances 1, about .01 twice, 0
-    found = latent_activity.activity(mu, np.zeros_like(mu), n_boot=4000)
-    deviations = np.square(mu - mu.mean(axis=0))
-    literal = np.stack([deviations[rng.integers(60, size=60)].mean(axis=0) for _ in range(4000)])
-    counts = (literal > 0.01).sum(axis=1)
-    assert found.active_units.ci == tuple(np.quantile(counts, [0.025, 0.975]))
-    assert found.active_units.ci[0] < found.active_units.ci[1]
-    low, high = np.array(found.variance.ci).T
-    np.testing.assert_allclose([low, high], np.quantile(literal, [0.025, 0.975], axis=0), rtol=0.05, atol=1e-12)
-
-
-def test_activity_of_a_latent_with_positions_adds_nats_and_averages_variances():
-    mu, logvar = normal(20, 2, 3, 3), 0.3 * normal(20, 2, 3, 3, seed=1)
-    flat = latent_activity.activity(mu.reshape(20, 18), logvar.reshape(20, 18))
-    found = latent_activity.activity(mu, logvar)
-    np.testing.assert_allclose(found.kl.values, np.reshape(flat.kl.values, (2, 9)).sum(1))
-    np.testing.assert_allclose(found.variance.values, np.reshape(flat.variance.values, (2, 9)).mean(1))
-
-
-def test_response_matrix_is_a_root_mean_square_on_the_scale_of_active_responses():
-    rng = np.random.default_rng(0)
-    changes = rng.normal(size=(3, 50, 2))
-    base = rng.normal(size=(50, 2, 4)) * np.array([2.0, 0.05])[:, None]  # the second response is inactive
-    raw = latent_response_matrix(changes)
-    np.testing.assert_allclose(raw.values, np.sqrt((changes**2).mean(axis=1)))
-    assert raw.flags == ("", "")
-    found = latent_response_matrix(changes, form="normalised", base=base, n_boot=6000)
-    sd = base[:, 0].std()
-    np.testing.assert_allclose([row[0] for row in found.values], np.sqrt((changes[..., 0] ** 2).mean(axis=1)) / sd)
-    assert [row[1] for row in found.values] == [None] * 3
-    assert [row[1] for row in found.ci] == [None] * 3
-    assert found.flags == ("", "inactive: variance at most 0.01")
-    literal = []
-    for _ in range(3000):
-        drawn = rng.integers(50, size=50)
-        sd = np.sqrt(np.square(base[:, 0] - base[:, 0].mean())[drawn].mean())
-        literal.append(np.sqrt((changes[1, drawn, 0] ** 2).mean()) / sd)
-    np.testing.assert_allclose(found.ci[1][0], np.quantile(literal, [0.025, 0.975]), atol=0.16 * np.std(literal))
-    frame = found.to_frame()
-    assert len(frame) == 6
-    assert frame.value.isna().sum() == 3
-    assert (frame.latent[2], frame.response[2], frame.value[2]) == (1, 0, found.values[1][0])
-    assert "none" in str(found)
-    assert str(found).endswith("mu[1]: inactive: variance at most 0.01")
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: latent_activity.activity(np.zeros((3, 2)), np.zeros((3, 1))), r"\(3, 2\) and logvar \(3, 1\)"),
-        (lambda: latent_activity.activity(np.zeros(3), np.zeros(3)), r"expected \[example, latent, \*position\]"),
-        (lambda: latent_response_matrix(np.zeros((3, 2))), r"expected \[latent, example, response\]"),
-        (lambda: latent_response_matrix(np.zeros((3, 2, 1)), form="normalised"), "base=None"),
-        (lambda: latent_response_matrix(np.zeros((3, 2, 1)), base=np.zeros((2, 2))), "2 examples, 1 responses"),
-    ],
-)
-def test_bad_latents_are_refused(call, message):
-    with pytest.raises(DataError, match=message):
-        call()
-
-
-def test_permuting_latents_permutes_scores_and_repeats_are_identical():
-    order = [2, 0, 3, 1]
-    samples = displacements(decode)
-    assert causal_effect_strength(samples[order]).values == tuple(
-        causal_effect_strength(samples).values[i] for i in order
-    )
-    assert causal_effect_strength(samples) == causal_effect_strength(samples)
-    again = changes(hidden)[[2, 0, 1]]
-    assert circuit_modularity(again, form="normalised").value == pytest.approx(
-        circuit_modularity(changes(hidden)[:3], form="normalised").value
-    )
 
 
 # ---------------------------------------------------------------- results and refusals

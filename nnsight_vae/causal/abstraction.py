@@ -57,7 +57,8 @@ def interchange_accuracy(
         swaps: which factors to swap: names, and sequences of names to swap at once. None: each factor that something carries, and
             all of these at once.
         n: number of pairs of images.
-        seed: of the images and of the controls; results of one seed are over the same pairs, whatever the mapping.
+        seed: of the images and of the controls; results of one seed are over the same pairs, whatever the mapping, and can be
+            subtracted (`result.minus(other)`).
         readout: a readout of the factors; `data.readout()` by default.
         progress: show a bar; by default on an interactive terminal.
 
@@ -86,7 +87,8 @@ def interchange_accuracy(
     vae.layout(vae.checked(base.images))
     mapped = _carriers(vae, data, mapping)
     carriers = {factor: carrier for factor, carrier in mapped.items() if carrier is not None}
-    chosen = _chosen(tuple(carriers), swaps)
+    carried = tuple(factor for factor in data.factors if factor in carriers)  # in this order whatever the mapping's
+    chosen = _chosen(carried, swaps)
     readout = data.readout() if readout is None else readout
     require_readout(readout)
     sources = [data.sample(n, seed=seed + 1 + j) for j in range(max(map(len, chosen), default=0))]
@@ -97,7 +99,8 @@ def interchange_accuracy(
             rows += trial.rows({factor: carriers[factor] for factor in factors})
             if advance is not None:
                 advance(1)
-    return InterchangeAccuracy(tuple(rows), tuple(factor for factor in mapped if factor not in carriers), data.name, n)
+    unmatched = tuple(factor for factor in mapped if factor not in carriers)
+    return InterchangeAccuracy(tuple(rows), unmatched, data.name, n, trial.errors, trial.sizes)
 
 
 def _carriers(vae: VAE, data: Dataset, mapping: Mapped) -> dict[str, Carrier | None]:
@@ -141,7 +144,7 @@ def _latent(vae: VAE, key: int | Key) -> Key:
 
 
 def _chosen(carried: tuple[str, ...], swaps: Iterable[str | Sequence[str]] | None) -> list[tuple[str, ...]]:
-    """The factors of each swap."""
+    """The factors of each swap; the first of them is taken from the first source, and so on."""
     if swaps is None:
         return [*((factor,) for factor in carried), *([carried] if len(carried) > 1 else [])]
     chosen = [(swap,) if isinstance(swap, str) else tuple(swap) for swap in swaps]
@@ -162,6 +165,8 @@ class _Trial:
         self.vae, self.data, self.base, self.sources, self.readout, self.seed = vae, data, base, sources, readout, seed
         self.swaps = Swaps(vae, base.images)
         self.before = baseline(vae, base.images, readout)
+        self.errors: dict[tuple[str, bool], Float[np.ndarray, " pair"]] = {}
+        self.sizes: dict[tuple[str, bool], Float[np.ndarray, " pair"]] = {}
         self._known: dict[tuple[Carrier, ...], Float[np.ndarray, "pair target"]] = {}
 
     def rows(self, carriers: Mapping[str, Carrier]) -> list[InterchangeRow]:
@@ -182,7 +187,9 @@ class _Trial:
                 why = f"nothing that the readout reads changes in the world when {named[0]} is swapped"
                 rows.append(InterchangeRow(*named, propagate, None, reason=why))
                 continue
-            score, low, high, *more = _scores(changes, truth, self.seed)
+            errors, size = np.square(changes - truth).sum(axis=-1), np.square(truth).sum(axis=-1)
+            self.errors[named[0], propagate], self.sizes[named[0], propagate] = errors[0], size
+            score, low, high, *more = _scores(errors, size, self.seed)
             controls = more[len(whole) :]
             rows.append(
                 InterchangeRow(
@@ -211,11 +218,8 @@ class _Trial:
         return np.stack([self._known[swap] for swap in swaps])
 
 
-def _scores(
-    changes: Float[np.ndarray, "swap pair target"], truth: Float[np.ndarray, "pair target"], seed: int
-) -> list[float]:
+def _scores(errors: Float[np.ndarray, "swap pair"], size: Float[np.ndarray, " pair"], seed: int) -> list[float]:
     """Score of the first swap and its interval, then the scores of the others."""
-    errors, size = np.square(changes - truth).sum(axis=-1), np.square(truth).sum(axis=-1)
     first, *rest = (1 - errors.mean(axis=1) / size.mean()).tolist()
     least, most = bootstrap_ratio_interval(errors[0], size, seed=seed)
     return [first, 1 - float(most), 1 - float(least), *rest]

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+
+from nnsight_vae.causal.interchange_difference import InterchangeDifference, difference
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,12 +55,40 @@ class InterchangeAccuracy:
         unmatched: factors that nothing carries, which have no score.
         data: name of the dataset.
         n: number of pairs.
+        errors: (factor, propagate) -> |predicted change - true change|^2 of every pair, for the rows that have a score.
+        sizes: the same of |true change|^2.
     """
 
     rows: tuple[InterchangeRow, ...]
     unmatched: tuple[str, ...]
     data: str
     n: int
+    errors: Mapping[tuple[str, bool], Float[np.ndarray, " pair"]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+    sizes: Mapping[tuple[str, bool], Float[np.ndarray, " pair"]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+
+    def minus(self, other: InterchangeAccuracy) -> InterchangeDifference:
+        """How much better these units do than others, pair by pair: such as a learned rotation than single latents.
+
+        Both results are over the same pairs (data set, `n`, `seed`, `readout`), of one model or of two. The errors of a pair go
+        together, so that the interval of the difference is narrower than those of the two scores make believe.
+
+        Returns: `InterchangeDifference`; print it for a table.
+
+        Raises:
+            DataError: the results are over other pairs, or have no swap in common.
+
+        Example:
+            >>> import nnsight_vae as nv
+            >>> vae, data = nv.load("pendulum-labelled-vae"), nv.datasets.load("pendulum")
+            >>> right, wrong = (nv.causal.interchange_accuracy(vae, data, {"angle": k}, n=32) for k in (0, 1))
+            >>> right.minus(wrong).rows[0].low > 0
+            True
+        """
+        return difference(self, other)
 
     def to_frame(self) -> pd.DataFrame:
         """One row per swap and counterfactual."""

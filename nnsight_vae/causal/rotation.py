@@ -121,7 +121,8 @@ def learn_rotation(
         readout: a differentiable readout of the factors; `data.readout()` by default.
         progress: show a bar; by default on an interactive terminal.
 
-    Returns: `Rotation`, which `interchange_accuracy` takes in place of a mapping.
+    Returns: `Rotation`, which `interchange_accuracy` takes in place of a mapping. How much is gained over single latents, with an
+        interval over the same pairs, say `rotated.minus(single)` of the two accuracies.
 
     Raises:
         DataError: no counterfactuals, unknown factors, more directions than units, fewer than 20 pairs a factor, a VAE with a
@@ -138,6 +139,10 @@ def learn_rotation(
         >>> rotation = learn_rotation(vae, data, factors=["angle"], n=64, steps=20)
         >>> rotation.bases["angle"].shape
         (1, 8)
+        >>> rotated, single = (nv.causal.interchange_accuracy(vae, data, each, n=32) for each in (rotation, {"angle": 0}))
+        >>> gained = rotated.minus(single).rows[0]
+        >>> gained.low <= gained.difference <= gained.high
+        True
     """
     require(vae)
     names = tuple(data.factors if factors is None else factors)

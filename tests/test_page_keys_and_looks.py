@@ -31,7 +31,7 @@ def test_arrow_keys_follow_the_strongest_edges_and_the_columns_and_enter_picks(o
     page.keyboard.press("ArrowRight")  # nowhere to go
     assert page.evaluate(at) == "readout:angle"
     page.keyboard.press("ArrowLeft")
-    column = ["encoder.4[0]", "encoder.4[1]", "encoder.4[2]", "encoder.4[3]"]
+    column = ["encoder.4[7]", "encoder.4[1]", "encoder.4[7]", "encoder.4[3]"]
     for _ in range(4):
         page.keyboard.press("ArrowUp")
     walked = [page.evaluate(at)]
@@ -170,6 +170,29 @@ def test_pictures_stand_in_the_nodes_and_larger_in_the_details(open_page):
     node(page, "latent.z[3]").click()
     assert page.locator("#details img").evaluate("i => [i.naturalWidth, i.naturalHeight]") == [8, 4]
     assert page.locator("#details img").get_attribute("alt")
+
+
+def test_a_picture_stands_over_its_label_and_both_inside_the_box(open_page):
+    strip = np.zeros((4, 20, 3))
+    page = open_page(circuit(), thumbnails={"latent.z[3]": strip, "encoder.4[7]": strip[:, :4]})
+    for name in ("latent.z[3]", "encoder.4[7]"):
+        box, picture, label = (node(page, name).locator(kind).bounding_box() for kind in ("rect", "image", "text"))
+        assert box["y"] < picture["y"]
+        assert picture["y"] + picture["height"] <= label["y"] + 1
+        assert label["y"] + label["height"] <= box["y"] + box["height"] + 1
+        assert box["x"] <= label["x"]
+        assert label["x"] + label["width"] <= box["x"] + box["width"]
+
+
+def test_a_deep_circuit_with_pictures_is_seen_whole_when_it_opens(open_page):
+    graph = layered_circuit(width=7, depth=12)
+    pictures = {name: np.zeros((8, 8)) for name in graph}
+    page = open_page(graph, size=(1400, 900), thumbnails=pictures)
+    room = page.locator("#drawing").bounding_box()
+    for name in ("factor:angle", "readout:angle"):
+        box = node(page, name).bounding_box()
+        assert room["x"] <= box["x"]
+        assert box["x"] + box["width"] <= room["x"] + room["width"]
 
 
 def test_the_circuit_of_a_factor_can_be_hidden(open_page):

@@ -21,8 +21,8 @@ from nnsight_vae.circuits.graph.records import Records, attribute_names
 from nnsight_vae.style import FACTORS, factor_colours, node_look
 
 _MOST_NODES, _MOST_EDGES = 60, 200  # shown at first; the slider shows the rest
-_HEIGHT, _HEIGHT_WITH_PICTURE = 26, 44  # pixels of a box
-_WIDEST_PICTURE = 110.0
+_HEIGHT, _HEIGHT_WITH_PICTURE = 26, 60  # pixels of a box
+_TALLEST_PICTURE, _WIDEST_PICTURE = 38.0, 110.0  # above the label: many narrow columns fit on a screen
 _LETTER = 7.0  # width of one, at the page's 12 pixels
 _ABSENT = {"$absent": True}  # an edge without an attribute that others have; null is a value
 _SCRIPTS = ("graph.js", "panel.js")
@@ -98,6 +98,7 @@ def _data(records: Records, graph: nx.DiGraph, thumbnails: Mapping[str, Any]) ->
         "thinnest": THINNEST,
         "thickest": THICKEST,
         "height": _HEIGHT_WITH_PICTURE if pictures.uris else _HEIGHT,
+        "tallest": _TALLEST_PICTURE,
     }
 
 
@@ -121,7 +122,7 @@ class _Pictures:
         if uri not in self._places:
             self._places[uri] = len(self.uris)
             self.uris.append(uri)
-        height = min(_HEIGHT_WITH_PICTURE - 6, _WIDEST_PICTURE / aspect)
+        height = min(_TALLEST_PICTURE, _WIDEST_PICTURE / aspect)
         return {"index": self._places[uri], "width": round(height * aspect, 1), "height": round(height, 1)}
 
 
@@ -142,7 +143,7 @@ def _nodes(records: Records, graph: nx.DiGraph, layout: Placement, pictures: _Pi
                 "look": node_look(graph.nodes[node]),
                 "column": int(layout.positions[node][0]),
                 "degree": graph.degree(node),
-                "width": _LETTER * len(labels[node]) + 18 + (picture["width"] + 4 if picture else 0.0),
+                "width": max(_LETTER * len(labels[node]) + 18, picture["width"] + 8 if picture else 0.0),
                 "picture": picture,
                 "of": attributes,
             }

@@ -109,11 +109,11 @@ function settle(stack) {
 const marks = nodes.map(node => {
   const mark = make("g", {class: `node ${node.look}`, role: "button", tabindex: "-1", "aria-pressed": "false"});
   mark.setAttribute("aria-label", node.name + (node.of.effect == null ? "" : `, effect ${worded(node.of.effect)}`));
-  const left = -node.width / 2, wide = node.picture ? node.picture.width : 0;
-  mark.append(make("rect", {x: left, y: -data.height / 2, width: node.width, height: data.height, rx: 6}));
-  if (node.picture) mark.append(make("image", {x: left + 3, y: -node.picture.height / 2, width: wide, height: node.picture.height,
-    href: data.pictures[node.picture.index], preserveAspectRatio: "none"}));
-  const text = make("text", {x: wide / 2 + (wide ? 2 : 0), y: 0});
+  const top = -data.height / 2, picture = node.picture;
+  mark.append(make("rect", {x: -node.width / 2, y: top, width: node.width, height: data.height, rx: 6}));
+  if (picture) mark.append(make("image", {x: -picture.width / 2, y: top + 4 + (data.tallest - picture.height) / 2, width: picture.width,
+    height: picture.height, href: data.pictures[picture.index], preserveAspectRatio: "none"}));
+  const text = make("text", {x: 0, y: picture ? -top - 9 : 0});
   text.textContent = node.label;
   mark.append(text);
   mark.dataset.node = node.name;
@@ -138,7 +138,7 @@ function columnsOf(visible) {
     return widest ? Math.max(widest, 6.6 * title.length) : 0;
   });
   const used = room.filter(width => width).length, taken = room.reduce((sum, width) => sum + width, 2 * MARGIN);
-  const gap = Math.min(110, Math.max(32, (find("drawing").clientWidth - taken) / Math.max(used - 1, 1)));
+  const gap = Math.min(110, Math.max(30, (find("drawing").clientWidth - taken) / Math.max(used - 1, 1)));
   let left = MARGIN;
   const centres = room.map(width => { const centre = left + width / 2; left += width ? width + gap : 0; return centre; });
   return {centres, used: room.map(width => width > 0), width: used ? left - gap + MARGIN : 2 * MARGIN};
@@ -193,7 +193,7 @@ function resize() {
 }
 function fit() {
   const room = find("drawing");
-  state.zoom = Math.min(1.3, Math.max(0.58, Math.min(room.clientWidth / state.size[0], Math.max(room.clientHeight, 300) / state.size[1])));
+  state.zoom = Math.min(1.3, Math.max(0.5, Math.min(room.clientWidth / state.size[0], Math.max(room.clientHeight, 300) / state.size[1])));
   resize();
 }
 function emphasise() {

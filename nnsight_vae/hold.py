@@ -5,12 +5,17 @@ from __future__ import annotations
 import copy
 import threading
 import weakref
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from nnsight_vae.errors import AdapterError
-from nnsight_vae.snapshot import Snapshot
+from nnsight_vae.snapshot import Snapshot, eval_mode, submodules_run
+
+if TYPE_CHECKING:
+    from nnsight_vae._nnsight import VAEInterleaver
 
 # Which hold a module is in now: wrapping it again (a notebook cell run twice) retires the older wrapper.
 _HOLDS: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Hold]] = weakref.WeakKeyDictionary()
@@ -53,6 +58,19 @@ class Hold:
                 "this VAE was unwrapped (or its module was wrapped again, which retires the older wrapper); use the new wrapper, "
                 "or wrap the module again with nv.VAE(module)."
             )
+
+    @contextmanager
+    def run(self, root: nn.Module, interleaver: VAEInterleaver) -> Iterator[None]:
+        """For one run: one thread at a time, eval mode, outside any trace that is open, flags restored.
+
+        Args:
+            root: what runs, around the module.
+            interleaver: of the traces that may be open.
+        """
+        with self.lock:
+            self.require_live()
+            with eval_mode(root), submodules_run(), interleaver.stood_down():
+                yield
 
     def disable_inplace(self) -> None:
         """Switch the module's in-place activations off until release, so that a saved activation is what its site computed."""

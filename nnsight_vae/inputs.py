@@ -116,12 +116,24 @@ def require_conditions(given: Sequence[Any], n: int, wrapped: Sequence[Tensor]) 
         raise DataError(f"a condition has dtype {wrong[0][0]}, this VAE is wrapped with one of {wrong[0][1]}.")
 
 
-def join(values: Sequence[Any]) -> Any:
-    """One argument of all invokes of a trace as one; a tensor is new, so that writes in a block never reach the caller's own.
+def combined(invokes: Sequence[tuple[tuple[Any, ...], dict[str, Any]]]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of all invokes of a trace as those of one call, rows after one another.
 
     Raises:
-        DataError: the tensors differ in shape beyond the batch axis.
+        DataError: the invokes pass different arguments, or tensors that differ in shape beyond the batch axis.
     """
+    if not invokes:
+        return (), {}
+    if len({len(args) for args, _ in invokes}) != 1 or len({frozenset(named) for _, named in invokes}) != 1:
+        raise DataError("every invoke of one trace must pass the same arguments; give eps= to all of them or to none.")
+    columns = zip(*(args for args, _ in invokes), strict=True)
+    return tuple(map(_joined, columns)), {
+        name: _joined([named[name] for _, named in invokes]) for name in invokes[0][1]
+    }
+
+
+def _joined(values: Sequence[Any]) -> Any:
+    """One argument of all invokes as one; a tensor is new, so that writes in a block never reach the caller's own."""
     if not isinstance(values[0], Tensor):
         return values[0]
     if len({tuple(value.shape[1:]) for value in values}) != 1:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+import nnsight_vae as nv
 from nnsight_vae.causal import SCM, Mechanism
 from nnsight_vae.datasets.base import Batch, Dataset
 from nnsight_vae.pairs import Pairs
@@ -100,3 +101,13 @@ class LinearWorld(Dataset):
 
     def _fit_readout(self, progress):
         raise NotImplementedError
+
+
+SITES = ["enc", "latent.mu"]
+
+
+def linear_world(seed: int = 0) -> tuple[nv.VAE, np.ndarray]:
+    """A linear VAE of the linear world's three pixels, and the matrix from pixels to the units of `SITES`."""
+    model = random_linear_vae(seed, d=3)
+    a1, a2 = model.enc.weight.detach(), model.mu.weight.detach()
+    return nv.VAE(model), torch.cat([a1, a2 @ a1]).numpy()

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import nnsight_vae as nv
+import nnsight_vae.levels.doses
+import nnsight_vae.levels.inputs
 from nnsight_vae.causal import SCM, Mechanism
 from nnsight_vae.datasets.base import Batch, Dataset
 from nnsight_vae.pairs import Pairs
@@ -111,3 +113,7 @@ def linear_world(seed: int = 0) -> tuple[nv.VAE, np.ndarray]:
     model = random_linear_vae(seed, d=3)
     a1, a2 = model.enc.weight.detach(), model.mu.weight.detach()
     return nv.VAE(model), torch.cat([a1, a2 @ a1]).numpy()
+
+
+def pixels(batch: Tensor) -> np.ndarray:
+    return batch.flatten(1).numpy().T

@@ -120,6 +120,11 @@ class Scoring:
         """Whether the method looks at gradients of the readout."""
         return self.method in ("eap", "eap-act", "eap-ig", "ig")
 
+    @property
+    def gradient_at(self) -> str:
+        """Where on the path the method takes gradients: `base`, `source`, `average`, or several points."""
+        return self.at if self.method in ("eap", "eap-act") else "path"
+
     def scores(
         self,
         part: str,

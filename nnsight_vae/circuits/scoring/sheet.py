@@ -64,7 +64,7 @@ class Sheet:
             np.zeros((len(cuts), n_targets, n)),
         )
         activity = baselines.Activity(readout)
-        flat = FlatPairs(readout, scoring.variant) if scoring.by_gradient else None
+        flat = FlatPairs(readout, scoring.gradient_at) if scoring.by_gradient else None
         stops = np.cumsum([len(some) for some in wanted])
         for rows, run in pair_runs(vae, pairs, wiring):
             sheet.total[:, rows] = total_effect(run, readout).detach().cpu()

@@ -20,8 +20,8 @@ class Screen:
 
     The sample is patched too: of the edges not screened it is drawn at random, so it bounds, whatever the errors of attribution,
     how many of those never patched exceed the weakest screened edge in the circuit (`missed_at_most`), and how many the largest
-    effect in the sample. No sample can bound the single largest effect that was missed. Of what screens, `method="eap"` is nearest
-    to patching into the base run (`noising`), `eap` at the source to `denoising`, `ig` to the mean of `both`.
+    effect in the sample. No sample can bound the single largest effect that was missed. Of what screens, `method="eap-act"` is
+    nearest to patching: at the base to `noising`, at the source to `denoising`, their average to `both`.
 
     Attributes:
         share: in (0, 1]; of all edges, those verified.

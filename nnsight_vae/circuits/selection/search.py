@@ -54,10 +54,10 @@ def extract_circuit(
         pairs: oriented pairs; two or more independent base inputs.
         readout: what effects are measured on. With several targets the graph is the union of a circuit per target.
         select: how edges are chosen.
-        method: how edges are scored: `ig`, `exact`, `eap` or `eap-ig`; with `Screen`, what screens.
+        method: how edges are scored: `ig`, `exact`, `eap-act`, `eap` or `eap-ig`; with `Screen`, what screens (`eap-act` is nearest to patching).
         nodes: quadrature nodes of `ig` and `eap-ig`.
         direction: of `exact`, and of the verification of `Screen`.
-        at: of `eap`.
+        at: of `eap` and `eap-act`.
         resamples: bootstrap resamples of the pairs on which the selection is made again, for the `stability` of edges. None: 100
             where selection looks at scores only, and none for `Prune` and `Greedy`, where each is a whole new search.
         seed: of intervals, tests, samples and resamples.
@@ -84,14 +84,14 @@ def extract_circuit(
         True
     """
     if method in BASELINES:
-        raise CircuitError(f"method={method!r} is a baseline without effects to test; use 'ig', 'exact' or 'eap'.")
+        raise CircuitError(f"method={method!r} is a baseline without effects to test; use 'ig', 'exact' or 'eap-act'.")
     if not isinstance(select, Selection):
         raise CircuitError(
             f"select={select!r}: expected Prune(...), Mass(...), TopK(...), FDR(...), Greedy(...) or Screen(...), of "
             "nnsight_vae.circuits."
         )
     if isinstance(select, Screen) and method == "exact":
-        raise CircuitError("Screen verifies by method='exact'; let it screen by 'ig' or 'eap'.")
+        raise CircuitError("Screen verifies by method='exact'; let it screen by 'eap-act', 'eap' or 'ig'.")
     _check_resamples(resamples)
     scores = score_edges(
         vae, pairs, readout, method=method, nodes=nodes, direction=direction, at=at, seed=seed, progress=progress

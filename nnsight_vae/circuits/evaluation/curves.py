@@ -86,7 +86,8 @@ def curve_areas(
     - `log_cpr`, `log_cmd`: the same over log k from the first size to K, where small circuits take up most of the axis.
 
     K is the last size. f(0) = 0 by definition and begins the linear areas. Areas are trapezoids between the sizes, of |1 - f|
-    as read at them.
+    as read at them: MIB's sizes have none between half of the edges and all, so with them a ranking that carries nothing before
+    the very end has a `cpr` of .25, and that is the number to hold others against (`area_gains`).
 
     Args:
         effects: m(C_k) - m(nothing) for every size.
@@ -111,6 +112,63 @@ def curve_areas(
         >>> half["cpr"].value.tolist(), half["cmd"].value.tolist()
         ([0.5], [0.5])
     """
+    drawn = _drawn_areas(effects, total, sizes, groups, source_groups, n_boot, seed)
+    return {name: _summed_up(values, level) for name, values in drawn.items()}
+
+
+def area_gains(
+    effects: Float[np.ndarray, "size target pair"],
+    rival: Float[np.ndarray, "size target pair"],
+    total: Float[np.ndarray, "target pair"],
+    sizes: Sequence[int],
+    groups: _Ids = None,
+    source_groups: _Ids = None,
+    *,
+    level: float = 0.95,
+    n_boot: int = 2000,
+    seed: int = 0,
+) -> dict[str, Areas]:
+    """What the areas of one curve are above those of another, resample by resample: both are of the same pairs.
+
+    Args:
+        effects: of the curve, as in `curve_areas`.
+        rival: of the other curve, at the same sizes.
+        total: as in `curve_areas`, and so on.
+        sizes: of both.
+        groups: of the pairs.
+        source_groups: of the pairs.
+        level: coverage aimed at.
+        n_boot: resamples.
+        seed: of the resampling.
+
+    Raises:
+        DataError: fewer than two clusters.
+
+    Example:
+        >>> total = np.ones((1, 4))
+        >>> found = area_gains(np.stack([total, total]), np.stack([total / 2, total]), total, (1, 2))
+        >>> found["cpr"].value.tolist()
+        [0.25]
+    """
+    own, other = (_drawn_areas(each, total, sizes, groups, source_groups, n_boot, seed) for each in (effects, rival))
+    return {name: _summed_up(values - other[name], level) for name, values in own.items()}
+
+
+def _summed_up(values: Float[np.ndarray, "target draw"], level: float) -> Areas:
+    low, high = np.quantile(values[:, 1:], [(1 - level) / 2, (1 + level) / 2], axis=1)
+    return Areas(values[:, 0], low, high)
+
+
+def _drawn_areas(
+    effects: Float[np.ndarray, "size target pair"],
+    total: Float[np.ndarray, "target pair"],
+    sizes: Sequence[int],
+    groups: _Ids,
+    source_groups: _Ids,
+    n_boot: int,
+    seed: int,
+) -> dict[str, Float[np.ndarray, "target draw"]]:
+    """Each area as observed, then in every resample; the same seed resamples the same pairs."""
     design = checked_design(total, groups, source_groups)
     stacked = np.concatenate([effects, total[None]])
     sums = design.atoms.sums(stacked.reshape(-1, stacked.shape[-1]))
@@ -120,11 +178,7 @@ def curve_areas(
     means = curves.reshape(len(stacked), total.shape[0], -1)  # the last axis: as observed, then every resample
     with np.errstate(divide="ignore", invalid="ignore"):
         f = means[:-1] / means[-1]
-    found = {}
-    for name, values in _areas(f, np.asarray(sizes)).items():
-        low, high = np.quantile(values[:, 1:], [(1 - level) / 2, (1 + level) / 2], axis=1)
-        found[name] = Areas(values[:, 0], low, high)
-    return found
+    return _areas(f, np.asarray(sizes))
 
 
 def _areas(f: Float[np.ndarray, "size target boot"], sizes: Int[np.ndarray, " size"]) -> dict[str, np.ndarray]:

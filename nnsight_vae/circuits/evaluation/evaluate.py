@@ -10,11 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnsight_vae.circuits.evaluation.curves import checked_sizes, sizes_for
-from nnsight_vae.circuits.evaluation.edge_sets import Ablation, EdgeSets, Progress, checked_circuit
+from nnsight_vae.circuits.evaluation.edge_sets import Ablation, EdgeSet, EdgeSets, Progress, Readings, checked_circuit
 from nnsight_vae.circuits.evaluation.faithfulness_result import Faithfulness
 from nnsight_vae.circuits.evaluation.generative import generative_scores
+from nnsight_vae.circuits.evaluation.rankings import Baseline, by_baseline, check_baselines, strongest_first, the_rest
 from nnsight_vae.circuits.scoring.edges import EdgeScores
-from nnsight_vae.errors import CircuitError
 from nnsight_vae.pairs import Pairs
 from nnsight_vae.provenance import provenance
 from nnsight_vae.readouts import Readout
@@ -31,11 +31,14 @@ def faithfulness(
     reference: Float[Tensor, "r *image"] | None = None,
     scores: EdgeScores | None = None,
     sizes: Sequence[int] | None = None,
+    baselines: Sequence[Baseline] = (),
+    seed: int = 0,
     progress: Progress | None = None,
 ) -> Faithfulness:
     """How faithful a circuit is to the model: any set of edges costs one forward pass.
 
-    Pairs other than those the circuit was found on give an honest number.
+    Pairs other than those the circuit was found on give an honest number. With `scores` and `baselines` the result has all that a
+    figure of a circuit shows: its curve and areas with their intervals, beside those of rankings that know nothing of effects.
 
     Args:
         vae: the model.
@@ -51,13 +54,17 @@ def faithfulness(
             up to the whole model, and the areas `cpr` and `cmd` are defined.
         sizes: numbers of edges of the curve; None: eight within the circuit, and with `scores` MIB's shares of all edges;
             `()`: no curve. With `scores` the whole model is always the last.
+        baselines: rankings of all edges whose curves, of the same sizes, are drawn beside it: `weight`, `correlation`, and `random`,
+            the mean of five orders drawn at random. They need `scores`.
+        seed: of the random orders.
         progress: called with (done, total), counted in sets of edges x pairs.
 
     Returns: faithfulness of the circuit, of its nodes and of the rest for every target, and the curve; None with a reason
         where the total effect is not clear of 0.
 
     Raises:
-        CircuitError: the graph has an edge that this model does not have, or is no circuit; or sizes out of range.
+        CircuitError: the graph has an edge that this model does not have, or is no circuit; sizes out of range, or baselines that
+            are unknown or without scores.
         DataError: an unknown ablation, or a reference without use.
 
     Source: normalised faithfulness and completeness f(M without C) as in Marks et al. 2024 (arXiv 2403.19647); CPR and CMD as
@@ -77,22 +84,30 @@ def faithfulness(
         True
     """
     checked_circuit(circuit)
+    check_baselines(baselines, scores)
     sets = EdgeSets.of(vae, pairs, readout, ablation, reference)
     own = sets.set_of(circuit.edges)
-    order = _strongest_first(circuit, sets)
+    order = strongest_first(circuit, sets)
     if scores is not None:
-        order += _rest(scores, sets, own)
+        order += the_rest(scores, sets, own)
     whole = {len(order)} if scores is not None else set()
     chosen = (
         sizes_for(int(own.sum()), len(own), scores is not None) if sizes is None else checked_sizes(sizes, len(order))
     )
     chosen = tuple(sorted({*chosen, *whole}))
-    strongest = np.full(len(own), len(own))
-    strongest[order] = np.arange(len(order))
-    readings = sets.read(
-        [own, sets.between(set(circuit)), sets.rest_of(own), *(strongest < size for size in chosen)], progress
-    )
-    circuit_effect, nodes, complement, *curve = readings.effects
+    orders = {"": [order]} | {
+        name: list(by_baseline(name, scores, sets, seed)) for name in baselines if scores is not None
+    }
+    asked = [own, sets.between(set(circuit)), sets.rest_of(own)]
+    asked += [_first(size, each, len(own)) for drawn in orders.values() for each in drawn for size in chosen]
+    readings = sets.read(asked, progress)
+    circuit_effect, nodes, complement = readings.effects[:3]
+    shape = (len(chosen), *readings.total.shape)
+    curves, start = {}, 3
+    for name, drawn in orders.items():
+        stop = start + len(drawn) * len(chosen)
+        curves[name] = readings.effects[start:stop].reshape(len(drawn), *shape).mean(axis=0)
+        start = stop
     options = {"ablation": ablation, "reference": None if reference is None else len(reference)}
     return Faithfulness(
         circuit_effect,
@@ -100,7 +115,7 @@ def faithfulness(
         complement,
         readings.total,
         chosen,
-        np.stack(curve) if curve else np.empty((0, *readings.total.shape)),
+        curves.pop(""),
         tuple(readout.names),
         int(own.sum()),
         len(own),
@@ -108,31 +123,20 @@ def faithfulness(
         *pairs.cluster_ids,
         generative_scores(sets, own),
         provenance(vae, pairs, readout, options=options),
+        curves,
+        ablation == "base" and _seen(circuit, readings, readout),
     )
 
 
-def _strongest_first(circuit: nx.DiGraph, sets: EdgeSets) -> list[int]:
-    """The circuit's edges by size relative to the largest of their cut: wide cuts spread the same effect over more edges."""
-    size = {(a, b): abs(data.get("share", data.get("effect", 0.0)) or 0.0) for a, b, data in circuit.edges(data=True)}
-    members = [i for i, edge in enumerate(sets.edges) if edge in size]
-    return _ranked(members, np.array([size.get(edge, 0.0) for edge in sets.edges]), sets.cut_of)
+def _first(size: int, order: Sequence[int], n_edges: int) -> EdgeSet:
+    chosen = np.zeros(n_edges, dtype=bool)
+    chosen[list(order[:size])] = True
+    return chosen
 
 
-def _rest(scores: EdgeScores, sets: EdgeSets, own: np.ndarray) -> list[int]:
-    """The model's other edges by their scores, in the same way; with several targets by the largest share of a total effect."""
-    scored = list(zip(scores.sources, scores.targets, strict=True))
-    if set(scored) != set(sets.edges):
-        raise CircuitError(
-            f"scores= must score every edge of this model, pairs and readout ({len(sets.edges):,}), got {len(scored):,} edges, "
-            f"{len(set(scored) & set(sets.edges)):,} of them this model's; make them with score_edges(vae, pairs, readout)."
-        )
-    mean, total = np.abs(scores.mean()), np.abs(scores.total.mean(axis=1))
-    shares = np.divide(mean, total, out=np.zeros_like(mean), where=total > 0).max(axis=1)
-    by_edge = dict(zip(scored, shares.tolist(), strict=True))
-    return _ranked(np.flatnonzero(~own).tolist(), np.array([by_edge[edge] for edge in sets.edges]), sets.cut_of)
-
-
-def _ranked(members: list[int], size: np.ndarray, cut_of: np.ndarray) -> list[int]:
-    largest = np.zeros(int(cut_of.max()) + 1)
-    np.maximum.at(largest, cut_of[members], size[members])
-    return sorted(members, key=lambda i: -size[i] / (largest[cut_of[i]] or 1.0))
+def _seen(circuit: nx.DiGraph, readings: Readings, readout: Readout) -> bool:
+    """Whether the circuit was found on these pairs: on others the mean total effect is not the same number."""
+    recorded = circuit.graph.get("total_effect") or {}
+    means = zip(readout.names, readings.total.mean(axis=1).tolist(), strict=True)
+    known = [(recorded[name]["mean"], mean) for name, mean in means if name in recorded]
+    return any(mean for _, mean in known) and all(np.isclose(a, b, rtol=1e-5, atol=0.0) for a, b in known)

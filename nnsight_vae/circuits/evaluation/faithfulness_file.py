@@ -12,6 +12,7 @@ from nnsight_vae.results import npz
 _SCHEMA = "nnsight-vae/faithfulness@1"
 _ARRAYS = ("circuit", "nodes", "complement", "total", "curve_effects", "groups", "source_groups")
 _HEADER = ("sizes", "readouts", "n_edges", "n_candidates", "ablation", "provenance")
+_BASELINE = "baseline."
 _GENERATIVE = ("mse", "mse_nothing", "kl", "kl_nothing")
 
 
@@ -21,7 +22,8 @@ def write(result: Faithfulness, path: Path) -> None:
     made = result.generative
     if made is not None:
         arrays |= {f"generative.{name}": array for name in _GENERATIVE if (array := getattr(made, name)) is not None}
-    record = {"schema": _SCHEMA, "posterior": None if made is None else made.posterior}
+    arrays |= {_BASELINE + name: effects for name, effects in result.baselines.items()}
+    record = {"schema": _SCHEMA, "posterior": None if made is None else made.posterior, "seen": result.seen}
     arrays["header"] = npz.header(record | {name: getattr(result, name) for name in _HEADER})
     npz.write(path, arrays, "faithfulness")
 
@@ -34,7 +36,10 @@ def read(path: Path) -> Faithfulness:
 def _from_arrays(arrays: npz.Arrays) -> Faithfulness:
     header = npz.read_header(arrays["header"], _SCHEMA)
     fields: dict[str, Any] = {name: header[name] for name in _HEADER} | {name: arrays.get(name) for name in _ARRAYS}
-    fields |= {name: tuple(header[name]) for name in ("sizes", "readouts")}
+    fields |= {name: tuple(header[name]) for name in ("sizes", "readouts")} | {"seen": header.get("seen", False)}
+    fields["baselines"] = {
+        name.removeprefix(_BASELINE): effects for name, effects in arrays.items() if name.startswith(_BASELINE)
+    }
     if header["posterior"] is not None:
         made: dict[str, Any] = {name: arrays.get(f"generative.{name}") for name in _GENERATIVE}
         ids = {name: arrays.get(name) for name in ("groups", "source_groups")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from nnsight_vae.circuits.evaluation.curves import AREAS, curve_areas
+from nnsight_vae.circuits.evaluation.curves import AREAS, Areas, area_gains, curve_areas
 from nnsight_vae.circuits.evaluation.edge_sets import CARRIES, Ablation
 from nnsight_vae.circuits.evaluation.generative import Generative
 from nnsight_vae.results.effects import Effects
@@ -47,6 +48,8 @@ class Faithfulness:
         groups, source_groups: ids of the pairs' base and source images, where they are reused.
         generative: how far the circuit's images and posteriors are from the source run's.
         provenance: where the numbers come from, as plain JSON data.
+        baselines: name -> the same as `curve_effects`, where edges are ranked by that baseline.
+        seen: the circuit was found on these very pairs, so it looks better than on others; told under the ablation `base` only.
     """
 
     circuit: Float[np.ndarray, "target pair"]
@@ -63,6 +66,8 @@ class Faithfulness:
     source_groups: Shaped[np.ndarray, " pair"] | None = None
     generative: Generative | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
+    baselines: dict[str, Float[np.ndarray, "size target pair"]] = field(default_factory=dict)
+    seen: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "provenance", plain(self.provenance))
@@ -118,13 +123,29 @@ class Faithfulness:
 
         None unless the curve goes up to the whole model, for which `faithfulness` needs `scores`.
         """
+        return self._areas(curve_areas, self.curve_effects)
+
+    @cached_property
+    def baseline_areas(self) -> dict[str, dict[str, dict[str, Proportion]]]:
+        """Baseline -> what `areas` is of its curve."""
+        return {name: self._areas(curve_areas, effects) for name, effects in self.baselines.items()}
+
+    @cached_property
+    def gains(self) -> dict[str, dict[str, dict[str, Proportion]]]:
+        """Baseline -> area -> target -> area of the circuit's curve less the baseline's, with its 95 % interval.
+
+        Both are of the same pairs, so this interval, and not whether those of the areas overlap, says which ranking is better.
+        """
+        return {name: self._areas(area_gains, self.curve_effects, rival) for name, rival in self.baselines.items()}
+
+    def _areas(self, measure: Callable[..., dict[str, Areas]], *curves: np.ndarray) -> dict[str, dict[str, Proportion]]:
         if not self.sizes or self.sizes[-1] != self.n_candidates:
             reason = "the curve does not go up to the whole model (pass scores= to rank the other edges)"
             return {area: dict.fromkeys(self.readouts, Proportion(None, None, None, reason)) for area in AREAS}
         undefined = {name: score for name, score in self.score.items() if score.value is None}
         if len(undefined) == len(self.readouts):
             return {area: dict(undefined) for area in AREAS}
-        found = curve_areas(self.curve_effects, self.total, self.sizes, self.groups, self.source_groups, level=_LEVEL)
+        found = measure(*curves, self.total, self.sizes, self.groups, self.source_groups, level=_LEVEL)
         return {
             area: {name: undefined.get(name) or found[area].proportion(t) for t, name in enumerate(self.readouts)}
             for area in AREAS
@@ -141,31 +162,42 @@ class Faithfulness:
         return self.areas["cmd"]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per target and measure: readout, measure, value, ci_low, ci_high, reason (missing where there is none)."""
+        """One row per target and measure: readout, measure, value, ci_low, ci_high, reason (missing where there is none), ranking.
+
+        ranking: `circuit`; or the baseline, of its areas and of what the circuit's are above them (`cpr_gain`, ...).
+        """
         import pandas as pd
 
         measures = {"faithfulness": self.score, "node_faithfulness": self.node_score, "completeness": self.completeness}
+        tables = {"circuit": measures | self.areas}
+        for name, areas in self.baseline_areas.items():
+            tables[name] = areas | {f"{area}_gain": gain for area, gain in self.gains[name].items()}
         rows = [
-            (name, measure, score.value, score.low, score.high, score.reason)
-            for measure, scores in (measures | self.areas).items()
+            (name, measure, score.value, score.low, score.high, score.reason, ranking)
+            for ranking, table in tables.items()
+            for measure, scores in table.items()
             for name, score in scores.items()
         ]
-        frame = pd.DataFrame(rows, columns=["readout", "measure", "value", "ci_low", "ci_high", "reason"])
-        return frame.astype({"value": float, "ci_low": float, "ci_high": float})
+        columns = ["readout", "measure", "value", "ci_low", "ci_high", "reason", "ranking"]
+        return pd.DataFrame(rows, columns=columns).astype({"value": float, "ci_low": float, "ci_high": float})
 
     def curve_frame(self) -> pd.DataFrame:
-        """One row per size and target: n_edges, share of all edges, readout, f, ci_low, ci_high (missing where undefined)."""
+        """One row per ranking, size and target: n_edges, share of all edges, readout, f, ci_low, ci_high (missing where undefined).
+
+        ranking: `circuit`, then each baseline.
+        """
         import pandas as pd
 
         rows = []
-        for size, effects in zip(self.sizes, self.curve_effects, strict=True):
-            for name, score in self._shares(effects).items():
-                rows.append((size, size / self.n_candidates, name, score.value, score.low, score.high))
-        frame = pd.DataFrame(rows, columns=["n_edges", "share", "readout", "f", "ci_low", "ci_high"])
+        for ranking, curve in ({"circuit": self.curve_effects} | self.baselines).items():
+            for size, effects in zip(self.sizes, curve, strict=True):
+                for name, score in self._shares(effects).items():
+                    rows.append((size, size / self.n_candidates, name, score.value, score.low, score.high, ranking))
+        frame = pd.DataFrame(rows, columns=["n_edges", "share", "readout", "f", "ci_low", "ci_high", "ranking"])
         return frame.astype({"f": float, "ci_low": float, "ci_high": float})
 
     def plot(self) -> tuple[Figure, Axes]:
-        """The curve of every target with its intervals.
+        """The curve of every target with its intervals, and those of the baselines.
 
         Raises:
             DataError: there is no curve, or none of its targets is defined.
@@ -207,6 +239,8 @@ class Faithfulness:
             f"Faithfulness of a circuit of {self.n_edges:,} of {self.n_candidates:,} edges, {self.n_pairs} pairs",
             f"an edge outside it carries {CARRIES[self.ablation]}",
         ]
+        if self.seen:
+            lines.append("the circuit was found on these pairs, and looks better on them than on others")
         for name in self.readouts:
             lines += [f"  {name}", *(f"    {line}" for line in self._lines(name))]
         if self.generative is not None:
@@ -224,6 +258,9 @@ class Faithfulness:
         ]
         if self.cpr[name].value is not None:
             lines += [f"CPR           {self.cpr[name]}", f"CMD           {self.cmd[name]}"]
+            for baseline, gains in self.gains.items():
+                own = self.baseline_areas[baseline]["cpr"][name]
+                lines.append(f"  of {baseline:<11} {own.value:.3g}; above it {gains['cpr'][name]}")
         points = ", ".join(f"{size:,}: {values[name]:.2f}" for size, values in self.curve)
         return [*lines, f"by size       {points}"] if len(self.curve) > 1 else lines
 

@@ -7,9 +7,9 @@ import copy
 import numpy as np
 import pytest
 import torch
+from hooks import record
 from hypothesis import given, settings, strategies as st
 from linear import SITES, LinearWorld, linear_world, random_linear_vae
-from test_engine import record
 from vaes import all_vaes, images
 
 import nnsight_vae as nv

@@ -6,9 +6,9 @@ import copy
 
 import pytest
 import torch
-from test_engine import Everything, literal, record
+from hooks import Everything, literal, record
 from torch import Tensor, nn
-from vaes import MLPVAE, Residual, ResidualVAE, images, seeded
+from vaes import MLPVAE, Residual, ResidualVAE, Tokens, images, seeded
 
 import nnsight_vae as nv
 from nnsight_vae import engine, runs
@@ -27,24 +27,6 @@ class At:
 
     def __call__(self, values: Tensor) -> Tensor:
         return values.flatten(1)
-
-
-class Tokens(nn.Module):
-    """Linear layers over the last of three axes, in-place functions after them, and one layer that is used twice."""
-
-    image = (3, 5)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed, self.twice, self.heads = nn.Linear(5, 7), nn.Linear(7, 7), nn.Linear(21, 8)
-        self.grow, self.out = nn.Linear(4, 21), nn.Linear(7, 5)
-
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        h = self.twice(self.embed(x).relu_()).tanh_()
-        return self.heads(h.flatten(1)).chunk(2, 1)
-
-    def decode(self, z: Tensor) -> Tensor:
-        return self.out(self.twice(self.grow(z).view(-1, 3, 7).tanh_()).mul_(0.5))
 
 
 class Asserting(ResidualVAE):

@@ -6,8 +6,8 @@ import copy
 
 import pytest
 import torch
+from hooks import literal, record, unit_write
 from hypothesis import given, settings, strategies as st
-from test_engine import literal, record, unit_write
 from torch import Tensor, nn
 from vaes import ConvVAE, all_vaes, images, seeded
 

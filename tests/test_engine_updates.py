@@ -6,8 +6,8 @@ import copy
 
 import pytest
 import torch
+from hooks import Everything, literal, record, unit_write
 from hypothesis import given, settings, strategies as st
-from test_engine import Everything, literal, record, unit_write
 from torch import Tensor, nn
 from torch.nn import functional as F
 from vaes import all_vaes, images, seeded

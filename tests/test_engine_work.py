@@ -9,7 +9,7 @@ import weakref
 
 import pytest
 import torch
-from test_engine import Everything
+from hooks import Everything
 from torch import Tensor, nn
 from vaes import all_vaes, images, seeded
 from work import Work, rows_run

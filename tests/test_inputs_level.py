@@ -10,9 +10,9 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from hooks import record
 from hypothesis import given, settings, strategies as st
 from linear import SITES, LinearWorld, linear_world, pixels, random_linear_vae
-from test_engine import record
 from torch import nn
 from vaes import all_vaes, images, wrapped_with_pairs
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from linear import LinearReadout, LinearVAE, random_linear_vae
-from test_engine_edges import Tokens
-from vaes import all_vaes, images, seeded
+from vaes import Tokens, all_vaes, images, seeded
 
 import nnsight_vae as nv
 from nnsight_vae.engine import activations

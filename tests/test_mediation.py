@@ -7,9 +7,9 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from hooks import literal, record
 from hypothesis import given, settings, strategies as st
 from linear import LinearReadout, linear, random_linear_vae
-from test_engine import literal, record
 from torch import Tensor, nn
 from vaes import all_vaes, images
 

@@ -13,8 +13,8 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
+from hooks import literal, record
 from hypothesis import assume, given, settings
-from test_engine import literal, record
 from torch import Tensor, nn
 from vaes import all_vaes, images, seeded
 

@@ -8,12 +8,11 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from hooks import literal, record
 from hypothesis import given, settings, strategies as st
 from linear import LinearReadout, random_linear_vae
-from test_engine import literal, record
-from test_engine_edges import Tokens
 from torch import Tensor, nn
-from vaes import all_vaes, images, seeded
+from vaes import Tokens, all_vaes, images, seeded
 
 import nnsight_vae as nv
 from nnsight_vae import engine

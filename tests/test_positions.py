@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from test_engine import Everything, literal, record
+from hooks import Everything, literal, record
 from test_patching import MODELS, at, chosen, noise_like_latent
 from vaes import images
 

@@ -204,3 +204,21 @@ class LadderVAE(nn.Module):
 def ladder(seed: int = 0, standard_prior: bool = False) -> nv.VAE:
     model = seeded(LadderVAE(), seed)
     return nv.adapt(model, levels=2, encoder=model.infer, decoder=model.decode, standard_prior=standard_prior)
+
+
+class Tokens(nn.Module):
+    """Linear layers over the last of three axes, in-place functions after them, and one layer that is used twice."""
+
+    image = (3, 5)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.twice, self.heads = nn.Linear(5, 7), nn.Linear(7, 7), nn.Linear(21, 8)
+        self.grow, self.out = nn.Linear(4, 21), nn.Linear(7, 5)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.twice(self.embed(x).relu_()).tanh_()
+        return self.heads(h.flatten(1)).chunk(2, 1)
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.out(self.twice(self.grow(z).view(-1, 3, 7).tanh_()).mul_(0.5))

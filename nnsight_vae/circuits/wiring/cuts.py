@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -83,6 +84,9 @@ class Cut:
         return tuple(dict.fromkeys(block.reader for block in self.blocks))
 
 
+_INNER: WeakKeyDictionary[Wiring, tuple[Cut, ...]] = WeakKeyDictionary()
+
+
 def cuts_of(wiring: Wiring, factor: str, readouts: Sequence[str]) -> tuple[Cut, ...]:
     """The cuts of a wiring: factor to input units, then the edges into each level, last those into the readouts."""
     columns, end = wiring.columns, len(wiring.columns)
@@ -90,15 +94,24 @@ def cuts_of(wiring: Wiring, factor: str, readouts: Sequence[str]) -> tuple[Cut, 
     sinks = tuple(
         Node(f"readout:{name}", "readout", None, None, "readout", len(wiring.levels) + 1) for name in readouts
     )
-    nodes = {-1: (source,), end: sinks} | {i: column.nodes for i, column in enumerate(columns)}
-    cuts = []
-    for level, readers in enumerate([*wiring.levels, (end,)]):
-        routes = [(route, reader) for reader in readers for route in wiring.routes(reader)]
-        if level == 0:
-            routes = [(Route(-1, torch.ones(1, len(columns[0].owners), dtype=torch.bool)), 0)]
-        present = [(route, reader, _joined(wiring, reader, route, len(sinks))) for route, reader in routes]
-        cuts.append(_cut(nodes, readers, present, columns, wiring.alive(level)))
-    return tuple(cuts)
+    inputs = columns[0]
+    every = Route(-1, torch.ones(1, len(inputs.owners), dtype=torch.bool))
+    into_inputs = _cut({-1: (source,), 0: inputs.nodes}, (0,), [(every, 0, _joined(wiring, 0, every))], columns)
+    nodes = {end: sinks} | {i: column.nodes for i, column in enumerate(columns)}
+    ends = [(route, end, route.reach.any(1)[:, None].expand(-1, len(sinks))) for route in wiring.ends]
+    return (into_inputs, *_inner(wiring), _cut(nodes, (end,), ends, columns))
+
+
+def _inner(wiring: Wiring) -> tuple[Cut, ...]:
+    """The cuts between columns: of the wiring alone, so they are found once for all factors and readouts."""
+    if wiring not in _INNER:
+        nodes = {i: column.nodes for i, column in enumerate(wiring.columns)}
+        cuts = []
+        for level, readers in enumerate(wiring.levels[1:], start=1):
+            present = [(route, i, _joined(wiring, i, route)) for i in readers for route in wiring.routes(i)]
+            cuts.append(_cut(nodes, readers, present, wiring.columns, wiring.alive(level)))
+        _INNER[wiring] = tuple(cuts)
+    return _INNER[wiring]
 
 
 def _cut(
@@ -106,7 +119,7 @@ def _cut(
     readers: Sequence[int],
     present: Sequence[tuple[Route, int, Bool[Tensor, "source target"]]],
     columns: Sequence[Column],
-    alive: Sequence[int],
+    alive: Sequence[int] = (),
 ) -> Cut:
     """A cut of the edges that are present between some columns and some readers."""
     parents = sorted({route.parent for route, *_ in present})
@@ -134,10 +147,8 @@ def _cut(
     )
 
 
-def _joined(wiring: Wiring, reader: int, route: Route, n_readouts: int) -> Bool[Tensor, "source target"]:
-    """Which nodes of a column have an edge to which targets of a reader."""
-    if reader == len(wiring.columns):
-        return route.reach.any(1)[:, None].expand(-1, n_readouts)
+def _joined(wiring: Wiring, reader: int, route: Route) -> Bool[Tensor, "source target"]:
+    """Which nodes of a column have an edge to which nodes of a reader."""
     to = wiring.columns[reader]
     units, ports = (torch.arange(len(to.owners)),) * 2 if to.layer is None else weight_grid(to.layer)
     joined = torch.zeros(len(route.reach), len(to.nodes), dtype=torch.bool)

@@ -19,9 +19,6 @@ from nnsight_vae import engine
 from nnsight_vae.levels import through
 from nnsight_vae.levels.units import experiments
 
-settings.register_profile("repeatable", derandomize=True, deadline=None)
-settings.load_profile("repeatable")
-
 MODELS = {**all_vaes(), "tokens": seeded(Tokens(), 4)}
 
 

@@ -6,16 +6,13 @@ import warnings
 
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 from torch import nn
 from vaes import ConvVAE, ResidualVAE, images, seeded
 
 import nnsight_vae as nv
 from nnsight_vae.layout import site_name
 from nnsight_vae.sites import Sites
-
-settings.register_profile("repeatable", derandomize=True, deadline=None)
-settings.load_profile("repeatable")
 
 SITES = Sites(
     [

@@ -193,6 +193,9 @@ def circuits_benchmark(
     seeds: Annotated[int, typer.Option(min=1, help="Seeds 0, 1, ... of the models and pairs.")] = 1,
     pairs: Annotated[int, typer.Option(min=2, help="Pairs a factor.")] = 64,
     q: Annotated[float, typer.Option(min=0.0001, max=0.5, help="False discovery rate of what is selected.")] = 0.05,
+    min_share: Annotated[
+        float, typer.Option(min=0.0, max=0.99, help="Share of the total effect that a selected edge must exceed.")
+    ] = 0.001,
     out: Annotated[Optional[Path], typer.Option(help="A .csv file for every row: by task and cut.")] = None,  # noqa: UP045
 ) -> None:
     """Score methods that find circuits on VAEs whose circuit is known."""
@@ -207,6 +210,7 @@ def circuits_benchmark(
             range(seeds),
             pairs=pairs,
             q=q,
+            min_share=min_share,
             progress=None if advance is None else lambda i, n: advance(1000 * i // n - 1000 * (i - 1) // n),
         )
     _print_table(result)

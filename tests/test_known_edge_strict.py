@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
-from nnsight_vae.circuits.known import build_edge_strict, edge_strict, edge_strict_training, edge_strict_world
+from nnsight_vae.circuits import FDR, score_edges
+from nnsight_vae.circuits.known import (
+    benchmark,
+    build_edge_strict,
+    edge_strict,
+    edge_strict_training,
+    edge_strict_world,
+)
 from nnsight_vae.circuits.known.edge_strict import record
+from nnsight_vae.circuits.selection.evidence import Evidence
+from nnsight_vae.circuits.selection.paths import Paths
 from nnsight_vae.errors import CircuitError
 
 
@@ -71,6 +81,33 @@ def test_a_model_that_leaks_is_not_written(tmp_path, monkeypatch) -> None:
     assert torch.equal(one.fc_mu.weight, two.fc_mu.weight)
     assert not torch.equal(one.fc_mu.weight, other.fc_mu.weight)
     assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(("min_share", "recall"), [(0.01, 0.4), (max(record()["leakage"].values()), 0.2)])
+def test_above_its_leakage_no_edge_outside_the_circuit_is_selected(min_share: float, recall: float) -> None:
+    rows = benchmark(("ig",), ("edge-strict",), (0, 1), min_share=min_share).rows
+    whole = [row for row in rows if row.cut == "all"]
+    assert len(whole) == 8
+    assert all(row.fdr <= 0.05 for row in whole)
+    assert np.mean([row.recall for row in whole]) > recall
+
+
+@pytest.mark.slow
+def test_what_is_selected_outside_the_circuit_does_carry_more_than_the_share_tested() -> None:
+    known, outside, null = edge_strict(), [], []
+    for factor in known.factors:
+        everyone = score_edges(known.vae, known.pairs(factor, 384, 77), known.readout)
+        for seed in range(4):
+            scores = score_edges(known.vae, known.pairs(factor, 64, 500 + seed), known.readout)
+            passed = FDR(0.05, min_share=0.001).passed(Evidence(scores, Paths.of(scores), len(scores)))
+            for task in (task for task in known.tasks if task.factor == factor):
+                t = scores.readouts.index(task.target)
+                true = [edge in known.truth[task] for edge in zip(scores.sources, scores.targets, strict=True)]
+                outside.append((passed[:, t] & ~np.array(true)).sum() / passed[:, t].sum())
+                small = np.abs(everyone.mean()[:, t]) <= 0.001 * abs(everyone.total[t].mean())
+                null.append((passed[:, t] & small).sum() / passed[:, t].sum())
+    assert np.mean(outside) > 0.1  # the wiring calls them false
+    assert np.mean(null) <= 0.01  # other pairs say that they are there
 
 
 @pytest.mark.slow

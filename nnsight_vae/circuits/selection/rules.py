@@ -28,7 +28,9 @@ class FDR:
         q: the rate; with `max-t` the chance of any false discovery.
         min_share: d of the null hypothesis |effect| <= d |total effect|, tested as in `evidence`. At 0 about half of all edges of a
             trained model pass, for few do exactly nothing. What matters hangs on the width: 64 x 64 edges that share an
-            effect evenly carry .00024 each.
+            effect evenly carry .00024 each. False discoveries are edges of that null hypothesis only: one that carries a little more
+            than d is a discovery, though a person, or the design of `known.edge_strict`, may call it a leak. For a circuit without
+            leaks set d above what leaks are thought to carry.
         control: `bh` (Benjamini-Hochberg), `by` (Benjamini-Yekutieli, whatever the dependence) or `max-t`
             (Westfall-Young).
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from test_patching import MODELS, READ, N, ThreePixels, pairs_of
+from patched import MODELS, READ, N, ThreePixels, pairs_of
 from torch import Tensor, nn
 
 import nnsight_vae as nv

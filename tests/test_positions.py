@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from hooks import Everything, literal, record
-from test_patching import MODELS, at, chosen, noise_like_latent
+from patched import MODELS, at, chosen, noise_like_latent
 from vaes import images
 
 import nnsight_vae as nv

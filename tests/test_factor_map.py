@@ -180,8 +180,8 @@ def test_images_without_a_causal_model_are_changed_by_matching():
 def test_categories_that_are_read_as_numbers_are_pointed_out():
     shape = nv.causal.Mechanism.categorical((0, 1, 2), (0.3, 0.3, 0.4))
     data = LinearWorld()
-    data.scm = nv.causal.SCM({**data.scm.mechanisms, "other": shape})
-    with pytest.warns(nv.NnsightVaeWarning, match=r"other \(3 values\): read as a number"):
+    data.scm, data.discrete = nv.causal.SCM({**data.scm.mechanisms, "other": shape}), ("other",)
+    with pytest.warns(nv.NnsightVaeWarning, match=r"other \(3 values\): read as a number, .*classes\('other'\)"):
         nv.causal.map_factors(linear(), data, n=20)
     data.scm = nv.causal.SCM({**data.scm.mechanisms, "other": nv.causal.Mechanism.categorical((0, 1), (0.5, 0.5))})
     nv.causal.map_factors(linear(), data, n=20)  # of two values any numbers will do

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 
+import numpy as np
+
 from nnsight_vae.datasets.base import Dataset
 from nnsight_vae.errors import NnsightVaeWarning
 from nnsight_vae.readouts import Readout
@@ -15,15 +17,15 @@ def warn_of_categories(data: Dataset, readout: Readout) -> None:
     Warns:
         NnsightVaeWarning: a discrete factor of three values or more. Of two, any number is as good as any other.
     """
-    values = {name: len(found) for name, found in getattr(getattr(data, "scm", None), "discrete", {}).items()}
-    for name in getattr(data, "integers", ()):
-        low, high = data.limits[name]  # type: ignore[attr-defined]  # of `Procedural`, as `integers` is
-        values[name] = int(high - low) + 1
-    read = [f"{name} ({values[name]} values)" for name in readout.names if values.get(name, 0) > 2]
+    read = []
+    for name in (each for each in data.discrete if each in readout.names):
+        n_values = len(np.unique(data._marginal(data.factors.index(name))))
+        read += [f"{name} ({n_values} values)"] if n_values > 2 else []
     if read:
+        first = read[0].split(" (")[0]
         warnings.warn(
             f"{', '.join(read)}: read as a number, so effects on it are in standard deviations of that number, whatever order its "
-            "values are in. If they have none, read a probability of each value (a readout of your own with one target a value).",
+            f"values are in. If they have none, read the probability of each value: readout=data.readout().classes({first!r}).",
             NnsightVaeWarning,
             stacklevel=3,
         )

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from nnsight_vae.arguments import require
+from nnsight_vae.causal.categories import warn_of_categories
 from nnsight_vae.causal.conditional_randomization import (
     Conditional,
     conditional_pvalues,
@@ -79,7 +80,7 @@ def unit_verdicts(
         min_effect: the smallest size of interest; of `"observed"` there is none.
         rate: expected share of wrong verdicts, at most, among units called mono- or polysemantic and among those called dead.
         method: `"by"` holds it under any dependence between units.
-        readout: for the decoder side; `data.readout()` by default. A categorical factor that is read as a number is judged by it.
+        readout: for the decoder side; `data.readout()` by default.
         n_random: random directions of each layer.
         conditional: for the observed side, draws a factor given the others; known of `SCM.linear`.
         seed: of everything random.
@@ -91,6 +92,9 @@ def unit_verdicts(
         SiteError, ReadoutError: unknown sites; nothing can be read.
         InterventionError: the spread of a code on the decoder side.
         DataError: options that do not fit; no factor that varies; a conditional that is not known.
+
+    Warns:
+        NnsightVaeWarning: on the decoder side a categorical factor is read as a number, and judged by it.
 
     Source: do(factor) with all else held is a controlled direct effect (Pearl 2001); minimum effects and equivalence after
         Schuirmann 1987; conditional randomisation, Candes et al. 2018.
@@ -118,6 +122,7 @@ def unit_verdicts(
     where = list(sites) if sites is not None else _sites_of(vae, side)
     if side == "decoder":
         read = data.readout(factors) if readout is None else readout
+        warn_of_categories(data, read)
         found = effects_of_units(
             vae, data.sample(n, seed).images, where, read, n_random=n_random, seed=seed, progress=progress
         )

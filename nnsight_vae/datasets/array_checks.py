@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .._factor_heads import levels_of
 from ..errors import DataError
 
 if TYPE_CHECKING:
@@ -73,3 +75,10 @@ def check_graph(graph: nx.DiGraph, names: tuple[str, ...]) -> None:
         )
     if not graph.is_directed() or not nx.is_directed_acyclic_graph(graph):
         raise DataError("from_arrays: the graph must be a directed acyclic networkx.DiGraph.")
+
+
+def check_discrete(table: np.ndarray, names: tuple[str, ...], discrete: Sequence[str]) -> None:
+    """Refuse kinds that are no factors, or take more values than a readout has classes."""
+    found = levels_of(torch.from_numpy(table), names, discrete)
+    if isinstance(found, str):
+        raise DataError(f"from_arrays: {found}.")

@@ -16,8 +16,8 @@ from .._regressor import Progress
 from ..doses import Doses
 from ..errors import DataError, NnsightVaeWarning
 from ..pairs import Pairs
-from .array_checks import as_pixels, as_table, check_graph
 from .base import REFERENCE, Batch, Dataset, as_images, check_count, dose_values
+from .distances import contrasts, coordinates, distance
 from .matching import CONTRAST, match_doses, match_pairs
 
 if TYPE_CHECKING:
@@ -27,45 +27,6 @@ if TYPE_CHECKING:
 
 _POOR_MATCH = 0.5  # a pair set is cautioned about when another factor moves by more than this share of its own
 _PASSES = 50  # over the images when a readout is fitted, within 500 to 3000 steps of 64 images
-
-
-def from_arrays(
-    images: np.ndarray | Tensor,
-    factors: np.ndarray | Tensor,
-    graph: nx.DiGraph | None = None,
-    names: Sequence[str] | None = None,
-    *,
-    name: str = "arrays",
-) -> Arrays:
-    """A dataset from your own images and factors.
-
-    Args:
-        images: uint8, or float in [0, 1]; shape (n, c, h, w), (n, h, w, c) or (n, h, w), with 1 or 3 channels.
-        factors: one row per image, one column per factor, in any units.
-        graph: the true causal graph over the factors, if it is known; its nodes are the names.
-        names: names of the factors; None: "factor_0", "factor_1", ...
-        name: what the dataset is called in reports.
-
-    Raises:
-        DataError: if shapes, types or values are not as above, the names do not fit, or the graph is not a DAG over them.
-
-    Example:
-        >>> import numpy as np
-        >>> rng = np.random.default_rng(0)
-        >>> data = from_arrays(rng.random((60, 8, 8)), rng.normal(size=(60, 2)), names=["size", "tilt"])
-        >>> data
-        <arrays: 60 images, shape (1, 8, 8), factors size, tilt>
-    """
-    pixels = as_pixels(images)
-    table = as_table(factors, len(pixels))
-    names = tuple(f"factor_{j}" for j in range(table.shape[1])) if names is None else tuple(map(str, names))
-    if len(names) != table.shape[1] or len(set(names)) != len(names):
-        raise DataError(
-            f"from_arrays: names {names} must be {table.shape[1]} different names, one per column of factors."
-        )
-    if graph is not None:
-        check_graph(graph, names)
-    return Arrays(name, pixels, table, names, graph)
 
 
 class Arrays(Dataset):
@@ -79,6 +40,7 @@ class Arrays(Dataset):
         table: the factors in their own units, one row per image.
         factors: their names.
         graph: the causal graph over them, or None.
+        discrete: those that are kinds and not amounts; None: not said.
     """
 
     def __init__(
@@ -88,8 +50,10 @@ class Arrays(Dataset):
         table: Float[np.ndarray, "n f"],
         factors: tuple[str, ...],
         graph: nx.DiGraph | None,
+        discrete: Sequence[str] | None = (),
     ) -> None:
-        self.name, self.factors = name, factors
+        self.name, self.factors, self.discrete = name, factors, tuple(discrete or ())
+        self._may_be_discrete = discrete is None
         self.n_images = len(images)
         _, channels, height, width = images.shape
         self.image_shape = (channels, height, width)
@@ -127,7 +91,7 @@ class Arrays(Dataset):
         `match`, as `match_quality` computes it, says how nearly; results keep it). Partners differ by at least one standard
         deviation of the factor. Images with a partner that agrees exactly in the matched factors are paired first, as on a grid
         of factor values; others with the nearest image left, in standard deviations. No image is used twice, so pairs are
-        independent. Categories are taken at their numbers.
+        independent. Of a discrete factor any two kinds are equally far apart, as far as two random images are on average.
 
         Args:
             factor: the factor that differs.
@@ -212,12 +176,14 @@ class Arrays(Dataset):
             factor_sd=float(self._sd[column]),
             reference=self.sample(min(max(n, REFERENCE), len(self._table)), seed).images,
             propagate=None if self._graph is None else propagate,
+            record=self._record(n, seed),
         )
 
     def match_quality(self, pairs: Pairs) -> dict[str, float]:
         """How far base and source are apart in each factor: root mean square, in standard deviations of the factor.
 
-        Two random images are 1.41 apart; a perfect match is 0 apart in every factor but its own.
+        Two random images are 1.41 apart, by the share of pairs of two kinds in a discrete factor; a perfect match is 0 apart in every
+        factor but its own.
 
         Args:
             pairs: pairs of this dataset.
@@ -229,20 +195,24 @@ class Arrays(Dataset):
             raise DataError(
                 f"{self.name}.match_quality: the pairs carry factors {pairs.factor_names}, not {self.factors}."
             )
-        apart = (pairs.source_factors - pairs.base_factors).double().numpy() / self._sd
-        return dict(zip(self.factors, np.sqrt((apart**2).mean(0)).tolist(), strict=True))
+        columns = zip(*(array.double().numpy().T for array in (pairs.base_factors, pairs.source_factors)), strict=True)
+        return {
+            factor: distance(base, source, self._table[:, j], factor in self.discrete)
+            for j, (factor, (base, source)) in enumerate(zip(self.factors, columns, strict=True))
+        }
 
     def _matched_pairs(
         self, column: int, n: int, rng: np.random.Generator, propagate: bool, anchors: np.ndarray | None
     ) -> Pairs:
-        factor, scaled = self.factors[column], self._table / self._sd
-        one, other = match_pairs(
-            scaled[:, column], scaled[:, self._matched_columns(factor, propagate)], n, rng, anchors
-        )
+        factor, kind = self.factors[column], self.factors[column] in self.discrete
+        columns = self._matched_columns(factor, propagate)
+        matched = [coordinates(self._table[:, j], self.factors[j] in self.discrete) for j in columns]
+        rest = np.concatenate([np.empty((len(self._table), 0)), *matched], axis=1)
+        one, other = match_pairs(contrasts(self._table[:, column], kind), rest, n, rng, anchors)
         if len(one) < n:
+            how = "in kind" if kind else f"by at least {CONTRAST:g} standard deviation"
             raise DataError(
-                f"{self.name}.pairs: only {len(one)} pairs differ by at least {CONTRAST:g} standard deviation in "
-                f"{factor!r} without using an image twice; asked for n = {n}."
+                f"{self.name}.pairs: only {len(one)} pairs differ {how} in {factor!r} without using an image twice; asked for n = {n}."
             )
         swap = self._table[one, column] > self._table[other, column]
         low, high = np.where(swap, other, one), np.where(swap, one, other)
@@ -277,6 +247,9 @@ class Arrays(Dataset):
         follows = nx.descendants(self._graph, factor) if self._graph is not None and propagate else set()
         return [j for j, name in enumerate(self.factors) if name != factor and name not in follows]
 
+    def _marginal(self, column: int) -> np.ndarray:
+        return self._table[:, column]
+
     def _rows(self, n: int, seed: int) -> np.ndarray:
         check_count(f"{self.name}.sample", n, most=len(self._table))
         return np.random.default_rng(seed).permutation(len(self._table))[:n]
@@ -292,7 +265,7 @@ class Arrays(Dataset):
         table = torch.from_numpy(self._table[:, varying].astype(np.float32))
         names = [self.factors[j] for j in varying]
         steps = min(max(_PASSES * len(table) // 64, 500), 3000)
-        kinds = [name for name in names if name in self.discrete]
+        kinds = None if self._may_be_discrete else [name for name in names if name in self.discrete]
         return Factors.fit(
             self._images, table, names, steps=steps, discrete=kinds, allow_unreliable=True, progress=progress
         )

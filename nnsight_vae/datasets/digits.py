@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from .arrays import Arrays, from_arrays
+from .arrays import Arrays
+from .own_arrays import from_arrays
 
 FACTORS = ("ink", "slant", "width", "height", "center_x", "center_y")
 

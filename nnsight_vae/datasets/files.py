@@ -5,13 +5,15 @@ from __future__ import annotations
 import csv
 import os
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import DataError
-from .arrays import Arrays, from_arrays
+from .arrays import Arrays
+from .own_arrays import from_arrays
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
 _TABLE, _FILE_COLUMN = "factors.csv", "file"
 
 
-def from_path(path: str | os.PathLike[str], graph: nx.DiGraph | None = None) -> Arrays:
+def from_path(
+    path: str | os.PathLike[str], graph: nx.DiGraph | None = None, *, discrete: Sequence[str] | None = None
+) -> Arrays:
     """A dataset from a folder or an `.npz` file.
 
     A folder holds images of one size and a `factors.csv` with a column `file` (names relative to the folder) and one
@@ -34,6 +38,7 @@ def from_path(path: str | os.PathLike[str], graph: nx.DiGraph | None = None) -> 
     Args:
         path: the folder or file.
         graph: the true causal graph over the factors, if it is known.
+        discrete: the factors that are kinds and not amounts, as in `from_arrays`.
 
     Raises:
         DataError: if something is missing, unreadable, of the wrong shape or not a number; the message names the file
@@ -52,7 +57,7 @@ def from_path(path: str | os.PathLike[str], graph: nx.DiGraph | None = None) -> 
     read = _read_folder if path.is_dir() else _read_npz
     images, factors, names = read(path)
     try:
-        return from_arrays(images, factors, graph, names, name=path.resolve().stem)
+        return from_arrays(images, factors, graph, names, discrete=discrete, name=path.resolve().stem)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
 

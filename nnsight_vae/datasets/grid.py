@@ -31,6 +31,7 @@ class Grid(Arrays):
         images: uint8 or float32 in [0, 1]; may be memory-mapped, since only the rows asked for are read.
         table: the factors in their own units, one row per image, in any order.
         factors: their names.
+        discrete: those that are kinds and not amounts.
 
     Raises:
         DataError: if a combination is missing or shown twice.
@@ -50,10 +51,11 @@ class Grid(Arrays):
         images: Shaped[Tensor, "n c h w"],
         table: Float[np.ndarray, "n f"],
         factors: Sequence[str],
+        discrete: Sequence[str] = (),
     ) -> None:
         graph: nx.DiGraph = nx.DiGraph()
         graph.add_nodes_from(factors)
-        super().__init__(name, images, table, tuple(factors), graph)
+        super().__init__(name, images, table, tuple(factors), graph, discrete)
         found = [np.unique(column, return_inverse=True) for column in table.T]
         self._levels = [levels for levels, _ in found]
         self._codes: Int[np.ndarray, "n f"] = np.stack([codes for _, codes in found], axis=1)
@@ -157,9 +159,6 @@ class Grid(Arrays):
             DataError: an unknown factor, one that takes one value only, or values that are not on the grid.
         """
         return Dataset.doses(self, factor, n, values, seed, propagate)
-
-    def _marginal(self, column: int) -> np.ndarray:
-        return self._table[:, column]
 
     def _far_from(self, codes: np.ndarray, column: int, rng: np.random.Generator) -> np.ndarray:
         levels, sd = self._levels[column], self._sd[column]

@@ -54,9 +54,7 @@ def dsprites(
         cache_folder(cache),
         progress,
     )
-    data = Grid("dsprites", images, values[:, 1:].astype(np.float64), FACTORS)
-    data.discrete = ("shape",)
-    return data
+    return Grid("dsprites", images, values[:, 1:].astype(np.float64), FACTORS, ("shape",))
 
 
 def _grey(file: object, chunk: np.ndarray) -> np.ndarray:

@@ -65,6 +65,4 @@ def mpi3d(
         progress,
     )
     table = product({name: range(size) for name, size in zip(FACTORS, sizes, strict=True)})
-    data = Grid(f"mpi3d-{version}", images, table, FACTORS)
-    data.discrete = ("color", "shape", "background")
-    return data
+    return Grid(f"mpi3d-{version}", images, table, FACTORS, ("color", "shape", "background"))

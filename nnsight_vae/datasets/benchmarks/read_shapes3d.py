@@ -45,9 +45,7 @@ def shapes3d(
     images = stored_images(
         "shapes3d", [file], (n, channels, height, width), lambda: _chunks(file), cache_folder(cache), progress
     )
-    data = Grid("shapes3d", images, table, FACTORS)
-    data.discrete = ("shape",)
-    return data
+    return Grid("shapes3d", images, table, FACTORS, ("shape",))
 
 
 def _described(file: Path) -> tuple[tuple[int, ...], np.ndarray]:

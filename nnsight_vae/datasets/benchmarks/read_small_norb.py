@@ -75,7 +75,7 @@ def small_norb(
         cache_folder(cache),
         progress,
     )
-    return Grid("small_norb", images, table, FACTORS)
+    return Grid("small_norb", images, table, FACTORS, ("category", "instance", "lighting"))
 
 
 def _downloaded(cache: str | os.PathLike[str] | None, progress: bool | None) -> list[dict[str, Path]]:

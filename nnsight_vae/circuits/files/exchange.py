@@ -81,7 +81,16 @@ def read_csv(text: str) -> list[tuple[str, str, dict[str, Any]]]:
     Raises:
         ValueError: another text, and where it differs.
     """
-    reader = csv_module.reader(io.StringIO(text, newline=""), strict=True)
+    limit = csv_module.field_size_limit(
+        len(text) + 1
+    )  # of the interpreter, so it is put back: a cell may hold a long array
+    try:
+        return _edges(csv_module.reader(io.StringIO(text, newline=""), strict=True))
+    finally:
+        csv_module.field_size_limit(limit)
+
+
+def _edges(reader: Any) -> list[tuple[str, str, dict[str, Any]]]:
     header = next(reader, [])
     if header[:2] != ["source", "target"]:
         raise ValueError(f"line 1 begins with {header[:2]}; an edge list begins with the columns source, target")

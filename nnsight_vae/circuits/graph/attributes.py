@@ -36,9 +36,10 @@ def encode(value: Any, where: str) -> Any:
         value = value.item()
     if value is None or isinstance(value, bool):
         return value
-    for plain in (int, str):  # of a subclass (np.str_, an enum) the value is kept
-        if isinstance(value, plain):
-            return plain(value)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, str):  # of a subclass (np.str_, an enum) the value is kept: str() of an enum is its name
+        return str.__str__(value)
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else {"$float": repr(float(value))}
     if isinstance(value, tuple):
@@ -47,7 +48,7 @@ def encode(value: Any, where: str) -> Any:
         return [encode(item, where) for item in value]
     if isinstance(value, dict):
         if all(isinstance(key, str) and not key.startswith("$") for key in value):
-            return {str(key): encode(item, where) for key, item in value.items()}
+            return {str.__str__(key): encode(item, where) for key, item in value.items()}
         return {"$dict": [[encode(key, where), encode(item, where)] for key, item in value.items()]}
     if isinstance(value, np.ndarray) and value.dtype.kind in _ARRAY_KINDS:
         return {"$array": encode(value.tolist(), where), "dtype": value.dtype.str, "shape": list(value.shape)}

@@ -55,9 +55,11 @@ class Records:
             require_circuit(graph, "This graph")
         return cls(
             graph=_encoded({**graph.graph, "schema": schema}, "graph", "the graph"),
-            nodes=[(str(node), _encoded(data, "node", f"node {node!r}")) for node, data in graph.nodes(data=True)],
+            nodes=[
+                (str.__str__(node), _encoded(data, "node", f"node {node!r}")) for node, data in graph.nodes(data=True)
+            ],
             edges=[
-                (str(a), str(b), _encoded(data, "edge", f"edge {a!r} -> {b!r}"))
+                (str.__str__(a), str.__str__(b), _encoded(data, "edge", f"edge {a!r} -> {b!r}"))
                 for a, b, data in graph.edges(data=True)
             ],
         )
@@ -189,7 +191,7 @@ def _encoded(attributes: Mapping[Any, Any], kind: str, where: str) -> dict[str, 
                 f"{where} has an attribute called {name!r}; names must be strings other than "
                 f"{', '.join(_RESERVED.get(kind, ())) or 'those of other types'}. Rename it."
             )
-    return {str(name): encode(value, f"attribute {name!r} of {where}") for name, value in attributes.items()}
+    return {str.__str__(name): encode(value, f"attribute {name!r} of {where}") for name, value in attributes.items()}
 
 
 def _decoded(attributes: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -58,6 +58,7 @@ class Factors:
     """
 
     reads = "output"
+    unit = "factor sd"
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from nnsight_vae.pairs import Pairs
-from nnsight_vae.readouts import described
+from nnsight_vae.readouts import described, unit_of
 from nnsight_vae.vae import VAE
 
 
@@ -32,6 +32,7 @@ def provenance(vae: VAE, pairs: Pairs | None = None, readout: object | None = No
         record["pairs"] = pairs_record(pairs)
     if readout is not None:
         record["readout"] = described(readout)
+        record |= {"unit": unit} if (unit := unit_of(readout)) else {}
     return record | details
 
 

@@ -47,6 +47,7 @@ class Readout(Protocol):
 
     `__call__` takes what the readout reads, `[n, ...]`, and returns `[n, len(names)]`. The optional attribute `reads`
     says what that is: `"output"` (the reconstruction, also assumed where the attribute is absent) or `"latent.mu"`.
+    The optional attribute `unit` says what a target's numbers are in; tables and figures name it.
     """
 
     @property
@@ -68,6 +69,11 @@ class Selected:
     def reads(self) -> str:
         """What the inner readout reads."""
         return reads(self.readout)
+
+    @property
+    def unit(self) -> str | None:
+        """What the numbers of the inner readout are in."""
+        return unit_of(self.readout)
 
     def __call__(self, reconstruction: Tensor) -> Tensor:
         """The chosen columns of the inner readout."""
@@ -120,6 +126,16 @@ def reads(readout: Readout) -> str:
     return getattr(readout, "reads", "output")
 
 
+def unit_of(readout: object) -> str | None:
+    """What the numbers of a readout are in; None where it does not say.
+
+    Example:
+        >>> unit_of(Latents(2)["latent.mu[1]"])
+        'latent units'
+    """
+    return getattr(readout, "unit", None)
+
+
 def check_targets(names: str | Sequence[str], available: tuple[str, ...]) -> tuple[str, ...]:
     """`names` as a tuple, each one of `available` and none twice.
 
@@ -155,6 +171,7 @@ class Pixels:
     """
 
     reads = "output"
+    unit = "intensity"
 
     def __init__(self, shape: Sequence[int]) -> None:
         self.shape = _positive_shape("Pixels", shape)
@@ -191,6 +208,7 @@ class Region:
     """
 
     reads = "output"
+    unit = "intensity"
 
     def __init__(self, regions: Mapping[str, tuple[Span, Span]]) -> None:
         if not regions:
@@ -243,6 +261,7 @@ class Latents:
     """
 
     reads = "latent.mu"
+    unit = "latent units"
 
     def __init__(self, shape: int | Sequence[int]) -> None:
         if not isinstance(shape, int | Sequence):

@@ -41,6 +41,7 @@ class Reencoded:
     """
 
     reads = "output"
+    unit = "latent units"
 
     def __init__(self, vae: VAE) -> None:
         require(vae)

@@ -54,8 +54,11 @@ class Effects:
         >>> effects = Effects(values, ("latent.z[0]", "latent.z[1]"), ("angle",), "PNIE (noising)")
         >>> effects
         Effects(PNIE (noising): 2 units x 1 target x 40 pairs; largest mean latent.z[0] -> angle +1.44)
-        >>> effects.significant(q=0.05).units
-        ('latent.z[0]',)
+        >>> print(effects.significant(q=0.05))
+        PNIE (noising): means of 40 pairs with 95 % intervals over 40 clusters
+        1 of 2 larger than 0 at false discovery rate 0.05
+        unit         target  effect  95 % interval   q
+        latent.z[0]  angle   +1.44   [+1.18, +1.69]  0.001
     """
 
     values: Float[np.ndarray, "unit target pair"]
@@ -264,6 +267,11 @@ class Effects:
         from nnsight_vae.results import effects_file
 
         return effects_file.read(Path(path))
+
+    def __str__(self) -> str:
+        from nnsight_vae.results import effects_text
+
+        return effects_text.table(self)
 
     def __repr__(self) -> str:
         clusters = "" if self.groups is None else f" ({self.n_clusters} clusters)"

@@ -68,7 +68,7 @@ def unit_verdicts(
 
     A random mixture of pixels changes with every factor, so on the encoder side most units of an untrained network are polysemantic
     in truth; on the decoder side they are random directions, and so are the latents of a model that is right but rotated: nothing
-    is declared of them. A unit that moves one factor alone is monosemantic although other units of its layer move it too.
+    is declared of them, the result says why (`reasons`), and `learn_rotation` finds the directions that the factors do have. A unit that moves one factor alone is monosemantic although other units of its layer move it too.
 
     Args:
         vae: the model.
@@ -206,5 +206,6 @@ def _observed(
         rate=rate,
         method=method,
         estimand="|partial correlation of unit and factor| given the other factors",
+        undecided="not two dependences are shown, and observation cannot show that there is no second one",
         notes=(note,),
     )

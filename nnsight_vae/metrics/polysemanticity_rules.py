@@ -36,12 +36,15 @@ class Judged(NamedTuple):
             polysemantic one.
         p: for each unit, the p-value of what it is nearest to being called, dead or alive, being wrong.
         q: the same, adjusted over units.
+        by_chance: for each unit, whether it is undetermined because random directions do as much: its effects alone would have made
+            it mono- or polysemantic.
     """
 
     verdicts: tuple[Verdict, ...]
     factors: tuple[tuple[int, ...], ...]
     p: Float[np.ndarray, " unit"]
     q: Float[np.ndarray, " unit"]
+    by_chance: tuple[bool, ...]
 
 
 def verdict_pvalues(
@@ -90,10 +93,10 @@ def judge(
 ) -> Judged:
     """A verdict for each unit; of those called mono- or polysemantic, and of those called dead, a share of at most q is wrong.
 
-    The rates are expected ones.     A unit can be wrongly called one of two things that say that it moves factors, so there its p-value is twice the lesser of the
-    two of `verdict_pvalues`, and the chance that it is wrongly called either at level a is at most a. Benjamini-Hochberg over units
-    then holds the rate for independent units; "by" whatever their dependence. The dead are a family of their own: however many they
-    are, they do not vouch for the others. A verdict that names a wrong factor is wrong.
+    The rates are expected ones. A unit can be wrongly called one of two things that say that it moves factors, so there its p-value
+    is twice the lesser of the two of `verdict_pvalues`, and the chance that it is wrongly called either at level a is at most a.
+    Benjamini-Hochberg over units then holds the rate for independent units; "by" whatever their dependence. The dead are a family
+    of their own: however many they are, they do not vouch for the others. A verdict that names a wrong factor is wrong.
 
     Args:
         above: small where a factor is moved by more than the minimum.
@@ -129,11 +132,14 @@ def judge(
         verdicts.append(verdict)
         factors.append(named)
     closer = dead < alive
+    alone = verdicts if chance is None else judge(above, below, q=q, method=method).verdicts
+    by_chance = [own == "undetermined" and other != own for own, other in zip(verdicts, alone, strict=True)]
     return Judged(
         tuple(verdicts),
         tuple(factors),
         np.where(closer, dead, alive),
         np.where(closer, adjusted_dead, adjusted_alive),
+        tuple(by_chance),
     )
 
 

@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 
 _FEWEST = 20  # examples
 _SHOWN = 30  # units in a printed table
+_BY_CHANCE = "random directions of its layer do as much"
+_ADVICE = (
+    "of them are undetermined because random directions of their layer move the factors as much, or are as much of one factor: no "
+    "single unit stands out. A factor may lie along a direction that is no unit, as in a rotated latent space; nv.causal.learn_rotation "
+    "looks for such directions."
+)
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -50,6 +56,7 @@ class UnitVerdicts:
         low, high: 95 % interval of each; None where sizes have none.
         verdicts: one a unit.
         named: for each unit, the factors that its verdict names.
+        reasons: for each undetermined unit, why; empty for the others.
         p: for each unit, the p-value of what it is nearest to being called, dead or alive, being wrong.
         q: the same, adjusted over units: given are the verdicts with q <= `rate`.
         random: root mean square effect of random directions of each unit's layer that are as long; None where not known.
@@ -67,6 +74,7 @@ class UnitVerdicts:
     high: Float[np.ndarray, "unit factor"] | None
     verdicts: tuple[Verdict, ...]
     named: tuple[tuple[str, ...], ...]
+    reasons: tuple[str, ...]
     p: Float[np.ndarray, " unit"]
     q: Float[np.ndarray, " unit"]
     random: Float[np.ndarray, "unit factor"] | None
@@ -96,13 +104,13 @@ class UnitVerdicts:
         return tuple(unit for unit, named in zip(self.units, self.named, strict=True) if factor in named)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per unit and factor: unit, factor, size, ci_low, ci_high, random, named; of the unit verdict, p, q, the indices."""
+        """One row per unit and factor: unit, factor, size, ci_low, ci_high, random, named; of the unit verdict, reason, p, q, indices."""
         import pandas as pd
 
         def column(table: np.ndarray | None) -> list[float | None]:
             return [None] * self.size.size if table is None else table.ravel().tolist()
 
-        per_unit = {"verdict": self.verdicts, "p": self.p, "q": self.q, **self.indices}
+        per_unit = {"verdict": self.verdicts, "reason": self.reasons, "p": self.p, "q": self.q, **self.indices}
         k = len(self.factors)
         columns: dict[str, Any] = {
             "unit": np.repeat(self.units, k),
@@ -123,6 +131,7 @@ class UnitVerdicts:
             f"{len(self.units)} units: {counts}",
             f"size: {self.estimand}; minimum effect {self.min_effect:g}; false verdict rate {self.rate:g} ({self.method})",
             *self.notes,
+            *([f"{by_chance} {_ADVICE}"] if (by_chance := self.reasons.count(_BY_CHANCE)) else []),
             "",
         ]
         order = [u for u in np.argsort(-self.size.max(axis=1), kind="stable") if self.verdicts[u] != "dead"]
@@ -140,7 +149,8 @@ class UnitVerdicts:
             cells.append(f"{self.factors[j]} {self.size[u, j]:.2f}")
             if self.low is not None and self.high is not None:
                 cells[-1] += f" [{self.low[u, j]:.2f}, {self.high[u, j]:.2f}]"
-        return ", ".join(cells)
+        why = [self.reasons[u]] if self.reasons[u] == _BY_CHANCE else []
+        return "; ".join([", ".join(cells), *why])
 
 
 def polysemanticity(
@@ -232,10 +242,23 @@ def verdicts_from_effects(
     )
 
 
-def as_verdicts(judged: Judged, units: tuple[str, ...], factors: tuple[str, ...], **more: Any) -> UnitVerdicts:
-    """Verdicts with the names of the factors in them."""
+def as_verdicts(
+    judged: Judged,
+    units: tuple[str, ...],
+    factors: tuple[str, ...],
+    *,
+    undecided: str = "the data do not decide",
+    **more: Any,
+) -> UnitVerdicts:
+    """Verdicts with the names of the factors in them, and the reasons of those that are none."""
     named = tuple(tuple(factors[j] for j in each) for each in judged.factors)
-    return UnitVerdicts(units, factors, verdicts=judged.verdicts, named=named, p=judged.p, q=judged.q, **more)
+    reasons = tuple(
+        "" if verdict != "undetermined" else _BY_CHANCE if by_chance else undecided
+        for verdict, by_chance in zip(judged.verdicts, judged.by_chance, strict=True)
+    )
+    return UnitVerdicts(
+        units, factors, verdicts=judged.verdicts, named=named, reasons=reasons, p=judged.p, q=judged.q, **more
+    )
 
 
 def _check(effects: np.ndarray, min_effect: float, rate: float, method: str, random: np.ndarray | None) -> None:

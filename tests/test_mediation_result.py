@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from matplotlib.colors import to_hex
 
-from nnsight_vae.errors import DataError
+from nnsight_vae.errors import DataError, NnsightVaeWarning
 from nnsight_vae.results.effects import Effects
 from nnsight_vae.results.mediation import Mediation
 from nnsight_vae.stats import intervals
@@ -184,6 +184,15 @@ def test_print_of_many_targets_points_to_the_table():
     m = of(*y, targets=[f"pixel[{i}]" for i in range(30)])
     assert "\n... and 22 more targets: see to_frame()\n" in str(m)
     assert len(m.to_frame()) == 30 * 6
+
+
+def test_the_table_warns_of_few_pairs_as_intervals_do():
+    y = np.random.default_rng(7).normal(size=(4, 1, 9))
+    with pytest.warns(NnsightVaeWarning, match="9 independent pairs"):
+        of(*y).to_frame()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        of(*y.repeat(2, axis=2)).to_frame()
 
 
 def test_frame_has_one_row_per_target_and_quantity():

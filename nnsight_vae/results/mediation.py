@@ -7,26 +7,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Shaped
 
 from nnsight_vae.errors import DataError
+from nnsight_vae.guards import warn_if_few
 from nnsight_vae.results.effects import Effects
-from nnsight_vae.results.effects_names import count
+from nnsight_vae.results.mediation_quantities import Runs, Scale, divisor, quantities
 from nnsight_vae.results.proportion import Interval, Proportion, proportions
+from nnsight_vae.stats.clusters import Design
+from nnsight_vae.wording import count
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-Scale = Literal["difference", "relative"]
-
-# of the mean |Y(base)|: below it a relative effect says more about the pair's base than about the effect
-_NEAR_ZERO = 0.01
 _DIRECTIONS = {"PNIE": "PNIE (noising)", "TNIE": "TNIE (denoising)"}
-_Runs = Float[np.ndarray, "target pair"]
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -95,13 +93,14 @@ class Mediation:
     @classmethod
     def from_runs(
         cls,
-        base: _Runs,
-        source: _Runs,
-        noised: _Runs,
-        denoised: _Runs,
+        base: Runs,
+        source: Runs,
+        noised: Runs,
+        denoised: Runs,
         *,
-        base_held: _Runs | None = None,
-        source_held: _Runs | None = None,
+        base_held: Runs | None = None,
+        source_held: Runs | None = None,
+        resolution: Float[np.ndarray, " target"] | None = None,
         scale: Scale = "difference",
         targets: Sequence[str],
         mediator: str,
@@ -118,6 +117,8 @@ class Mediation:
             denoised: Y(s, M_b), the source run with the base's mediators.
             base_held: Y(b, m), the base run with the mediators held at a value; needs `source_held`.
             source_held: Y(s, m), the source run with the mediators held at the same value.
+            resolution: the largest difference between runs that rounding can make, for each target. Quantities that differ by no
+                more from 0, or from one another, are 0, or the same; all sums still hold exactly. None: nothing is rounding.
             scale: `"difference"`, in units of the readout, or `"relative"`, each quantity / Y(b, b) of its pair.
             targets: names of the readout's targets.
             mediator: what the mediators are called, e.g. `"encoder.4[0:8]"`.
@@ -132,29 +133,18 @@ class Mediation:
             DataError: the runs differ in shape, or do not fit the names, or are not finite; or the scale is relative and
                 Y(b, b) changes sign or is near 0 (below 1 % of its mean size) in some pair.
         """
-        given = {"base": base, "source": source, "noised": noised, "denoised": denoised}
         held = {"base_held": base_held, "source_held": source_held}
-        given |= {name: run for name, run in held.items() if run is not None}
-        shapes = {name: np.shape(run) for name, run in given.items()}
-        if len(set(shapes.values())) > 1 or len(shapes["base"]) != 2 or len(given) == 5:
-            raise DataError(
-                f"The runs have shapes {shapes}; expected one shape [target, pair] for four, or six, of them."
-            )
-        y = {name: np.asarray(run, dtype=np.float64) for name, run in given.items()}
-        te, pnie, tnie = y["source"] - y["base"], y["noised"] - y["base"], y["source"] - y["denoised"]
-        quantities = {"TE": te, "NDE": te - tnie, "PNIE": pnie, "TNIE": tnie, "INT": tnie - pnie}
-        if "base_held" in y:
-            quantities["CDE"] = y["source_held"] - y["base_held"]
-            quantities["INTref"] = quantities["NDE"] - quantities["CDE"]
-        divisor = _divisor(y["base"], scale, targets)
+        runs = {"base": base, "source": source, "noised": noised, "denoised": denoised} | held
+        found = quantities(runs, resolution)
+        unit = divisor(base, scale, targets)
         record = (provenance or {}) | {"scale": scale}
         names = (mediator,), tuple(targets)
 
         def effects(name: str, values: np.ndarray) -> Effects:
             estimand = _DIRECTIONS.get(name, name)
-            return Effects((values / divisor)[None], *names, estimand, groups, record, source_groups=source_groups)
+            return Effects((values / unit)[None], *names, estimand, groups, record, source_groups=source_groups)
 
-        return cls._named({name: effects(name, values) for name, values in quantities.items()})
+        return cls._named({name: effects(name, values) for name, values in found.items()})
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -212,11 +202,16 @@ class Mediation:
 
         The quantities are those of `quantities` and the proportion TNIE/TE, whose value is missing, with the reason in
         `note`, where it is undefined. Intervals are missing when there is a single independent pair.
+
+        Warns:
+            NnsightVaeWarning: intervals from fewer than 10 clusters.
         """
         import pandas as pd
 
         from nnsight_vae.results.mediation_table import rows
 
+        if self.te.n_clusters > 1:
+            warn_if_few(Design.of(self.te.n_pairs, self.te.groups, self.te.source_groups))
         return pd.DataFrame(rows(self), columns=["target", "quantity", "value", "ci_low", "ci_high", "note"])
 
     def plot(self) -> tuple[Figure, np.ndarray]:
@@ -272,22 +267,3 @@ class Mediation:
         from nnsight_vae.results.mediation_table import text
 
         return text(self)
-
-
-def _divisor(base: np.ndarray, scale: str, targets: Sequence[str]) -> np.ndarray | float:
-    """What effects are divided by on a scale; refused where a pair's base is no yardstick."""
-    if scale not in get_args(Scale):
-        raise DataError(f"scale must be 'difference' or 'relative', got {scale!r}.")
-    if scale == "difference":
-        return 1.0
-    sizes = np.abs(base)
-    small = (sizes <= _NEAR_ZERO * sizes.mean(axis=1, keepdims=True)).any(axis=1)
-    mixed = (np.sign(base).min(axis=1) < 0) & (np.sign(base).max(axis=1) > 0)
-    for target, is_small, is_mixed in zip(targets, small, mixed, strict=False):
-        if is_small or is_mixed:
-            what = "changes sign between pairs" if is_mixed else "is near 0 in some pair"
-            raise DataError(
-                f"relative effects on {target} are undefined: Y(base) {what}. Use scale='difference', or a readout that stays "
-                "clear of 0, such as a probability or an intensity."
-            )
-    return base

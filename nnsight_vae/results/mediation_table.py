@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from nnsight_vae.results.effects import FEW_CLUSTERS, Effects
-from nnsight_vae.results.effects_names import count
 from nnsight_vae.results.mediation import Mediation
 from nnsight_vae.stats import intervals
+from nnsight_vae.wording import count
 
 _LEVEL = 0.95
 _PRINTED_TARGETS = 8

@@ -21,13 +21,13 @@ from nnsight_vae.circuits.wiring.pair_run import PairRun, read
 from nnsight_vae.circuits.wiring.quadrature import Rule, gauss_legendre, gauss_lobatto
 from nnsight_vae.errors import CircuitError
 from nnsight_vae.readouts import Readout
+from nnsight_vae.rounding import resolution
 
 Method = Literal["exact", "eap", "eap-act", "eap-ig", "ig", "weight", "correlation", "random"]
 Direction = Literal["noising", "denoising", "both"]
 At = Literal["base", "source", "average"]
 BASELINES = ("weight", "correlation", "random")
 
-_ROUNDING = 16  # units in the last place that a forward pass may be off by
 _ESTIMANDS = {
     "noising": "PNIE (noising)",
     "denoising": "TNIE (denoising)",
@@ -251,5 +251,4 @@ def total_effect(run: PairRun, readout: Readout) -> Float[Tensor, "target pair"]
 def resolution_of(run: PairRun, readout: Readout) -> Float[np.ndarray, " target"]:
     """The size below which a change of each target may be rounding, from the readout's own size and precision."""
     with torch.no_grad():
-        values = read(readout, run.base_inputs[-1])
-    return (_ROUNDING * torch.finfo(values.dtype).eps * values.abs().amax(0)).double().cpu().numpy()
+        return resolution(read(readout, run.base_inputs[-1]))

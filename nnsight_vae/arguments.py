@@ -1,4 +1,4 @@
-"""The nouns every experiment takes, checked at the call: a wrapped model, pairs, a readout."""
+"""The nouns every experiment takes, checked at the call: a wrapped model, pairs, a readout, a data set."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from nnsight_vae.vae import VAE
 _UNASKED: Any = object()
 
 
-def require(vae: Any, pairs: Any = _UNASKED, readout: Any = _UNASKED) -> None:
-    """Refuse what is not a `VAE`, `Pairs` or a readout, before any work.
+def require(vae: Any, pairs: Any = _UNASKED, readout: Any = _UNASKED, data: Any = _UNASKED) -> None:
+    """Refuse what is not a `VAE`, `Pairs`, a readout or a data set, before any work.
 
     Args:
         vae: must be a wrapped model.
         pairs: must be `Pairs`, where given.
         readout: must have `names` and be callable, where given.
+        data: must be a `Dataset`, where given.
 
     Raises:
         AdapterError, DataError, ReadoutError: says what was got and how to make the right thing of it.
@@ -33,6 +34,13 @@ def require(vae: Any, pairs: Any = _UNASKED, readout: Any = _UNASKED) -> None:
         )
     if readout is not _UNASKED:
         require_readout(readout)
+    if data is not _UNASKED:
+        from nnsight_vae.datasets.base import Dataset
+
+        if not isinstance(data, Dataset):
+            raise DataError(
+                f"got a {type(data).__name__} where a data set belongs, such as nv.datasets.load('pendulum')."
+            )
 
 
 def require_readout(readout: Any) -> None:

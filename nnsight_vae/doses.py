@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from .errors import DataError
 from .inputs import require_finite
+from .wording import count
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +33,7 @@ class Doses:
         eps: reparameterisation noise `[n, *latent]` that all doses share; None means the posterior-mean path.
         groups: cluster of each unit of the world, where they are not independent.
         propagate: True: descendants of the factor followed the SCM; False: only this factor's own pixels change; None: unknown.
+        record: where the images are from, as JSON data, e.g. data set and seed; results keep it.
 
     Raises:
         DataError: images that are not finite floats or too few; values that do not rise or do not fit them.
@@ -50,6 +53,7 @@ class Doses:
     eps: Float[Tensor, "n *latent"] | None = None
     groups: Int[Tensor, " n"] | None = None
     propagate: bool | None = None
+    record: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_images(self.images)
@@ -70,7 +74,7 @@ class Doses:
     def __repr__(self) -> str:
         low, high = self.values[0], self.values[-1]
         return (
-            f"Doses({len(self.values)} values of {self.factor} from {low:g} to {high:g}, {len(self)} unit{'' if len(self) == 1 else 's'} of the world, "
+            f"Doses({len(self.values)} values of {self.factor} from {low:g} to {high:g}, {count(len(self), 'unit')} of the world, "
             f"images {tuple(self.images.shape[2:])}, propagate={self.propagate})"
         )
 

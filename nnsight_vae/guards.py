@@ -14,6 +14,7 @@ from nnsight_vae.readouts import Readout
 from nnsight_vae.stats.clusters import Design
 from nnsight_vae.stats.significance import holm
 from nnsight_vae.stats.standard_errors import t_pvalues
+from nnsight_vae.wording import some
 
 # below this the coverage of an interval hangs on how skewed the effects are (stats.intervals.mean_interval)
 FEW_CLUSTERS = 10
@@ -138,9 +139,8 @@ def warn_if_flat(
     if not flat.any():
         return
     names = [name for name, is_flat in zip(readout.names, flat.tolist(), strict=True) if is_flat]
-    more = f", ... ({len(names)} in all)" if len(names) > 5 else ""
     warnings.warn(
-        f"The readout has no gradient at the base run for: {', '.join(names[:5])}{more}. Noising effects on it are then of "
+        f"The readout has no gradient at the base run for: {some(names, 5)}. Noising effects on it are then of "
         "second order and one sign for every unit, as with a squared distance to the base's own output. Read something that "
         "changes in proportion, such as a factor, a region or a signed difference, or use direction='denoising'.",
         NnsightVaeWarning,

@@ -86,7 +86,7 @@ def conditions(given: Any) -> tuple[Tensor, ...]:
     Raises:
         DataError: one is not.
     """
-    given = (given,) if isinstance(given, Tensor) else tuple(given)
+    given = tuple(given) if isinstance(given, list | tuple) else (given,)
     for one in given:
         if not isinstance(one, Tensor) or one.ndim == 0 or len(one) != 1:
             got = tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__

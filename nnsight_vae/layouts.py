@@ -65,8 +65,8 @@ class Layouts:
 
     @property
     def latents(self) -> list[tuple[int, ...]]:
-        """Shapes of the latent that are known, without the batch axis."""
-        return [layout.sites["latent.z"].shape for layout in self._found.values()]
+        """Shapes of the latent that are known, without the batch axis, each once."""
+        return list(dict.fromkeys(layout.sites["latent.z"].shape for layout in self._found.values()))
 
     def guess(self) -> None:
         """Try likely input shapes; an autoencoder is recognised by giving its input's shape back."""

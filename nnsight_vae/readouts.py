@@ -8,7 +8,7 @@ learned regressor which value of each ground-truth factor the reconstruction sho
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .errors import ReadoutError
+from .wording import some
 
 if TYPE_CHECKING:
     from .factor_readout import Factors
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["Factors", "Latents", "Pixels", "Readout", "Reencoded", "Region", "select"]
 
 Span = slice | int
-
-_SHOWN = 12  # names of targets in a message or a repr
 
 
 def __getattr__(name: str) -> Any:
@@ -85,8 +84,7 @@ class Selected:
         return select(self, names)
 
     def __repr__(self) -> str:
-        more = "" if len(self.names) <= _SHOWN else f", ... {len(self.names)} in all"
-        return f"{described(self.readout)}[{', '.join(self.names[:_SHOWN])}{more}]"
+        return f"{described(self.readout)}[{some(self.names)}]"
 
 
 def described(readout: object) -> str:
@@ -142,13 +140,11 @@ def check_targets(names: str | Sequence[str], available: tuple[str, ...]) -> tup
     Raises:
         ReadoutError: if that does not hold.
     """
-    wanted = (names,) if isinstance(names, str) else tuple(names)
+    wanted = (names,) if isinstance(names, str) or not isinstance(names, Iterable) else tuple(names)
     unknown = [name for name in wanted if name not in available]
     if unknown or not wanted:
-        shown = ", ".join(available[:_SHOWN]) + (f", ... ({len(available)} in all)" if len(available) > _SHOWN else "")
-        raise ReadoutError(
-            f"Readout has no target {', '.join(map(repr, unknown)) or '(none asked for)'}. It has: {shown}."
-        )
+        missing = some([repr(name) for name in unknown]) or "(none asked for)"
+        raise ReadoutError(f"Readout has no target {missing}. It has: {some(available)}.")
     if len(set(wanted)) != len(wanted):
         raise ReadoutError(f"Readout targets {wanted} repeat a name; ask for each target once.")
     return wanted
@@ -211,10 +207,10 @@ class Region:
     unit = "intensity"
 
     def __init__(self, regions: Mapping[str, tuple[Span, Span]]) -> None:
-        if not regions:
-            raise ReadoutError("Region: got no regions, expected at least one {name: (rows, columns)}.")
+        if not isinstance(regions, Mapping) or not regions:
+            raise ReadoutError(f"Region: got {regions!r}, expected at least one {{name: (rows, columns)}}.")
         for name, area in regions.items():
-            if not isinstance(area, tuple) or len(area) != 2 or not all(isinstance(span, Span) for span in area):
+            if not isinstance(area, tuple) or len(area) != 2 or not all(map(_is_span, area)):
                 raise ReadoutError(
                     f"Region {name!r} is {area!r}, expected (rows, columns), each a slice or an integer."
                 )
@@ -264,11 +260,6 @@ class Latents:
     unit = "latent units"
 
     def __init__(self, shape: int | Sequence[int]) -> None:
-        if not isinstance(shape, int | Sequence):
-            raise ReadoutError(
-                f"Latents: got a {type(shape).__name__}, expected the number of latents, e.g. Latents(8), or the shape of a "
-                "spatial latent, e.g. Latents((4, 8, 8))."
-            )
         self.shape = _positive_shape("Latents", (shape,) if isinstance(shape, int) else shape, "8, or (4, 8, 8)")
         places = itertools.product(*map(range, self.shape[1:]))
         ends = [f"@{','.join(map(str, place))}" if place else "" for place in places]
@@ -300,10 +291,15 @@ def check_shape(who: str, values: Tensor, shape: tuple[int, ...]) -> None:
 
 
 def _positive_shape(who: str, shape: Sequence[int], example: str = "(3, 64, 64)") -> tuple[int, ...]:
-    shape = tuple(shape)
-    if not shape or any(not isinstance(size, int) or size < 1 for size in shape):
-        raise ReadoutError(f"{who}: got shape {shape}, expected positive integers, e.g. {example}, without the batch.")
-    return shape
+    is_shape = isinstance(shape, Sequence) and not isinstance(shape, str)
+    if not is_shape or not shape or any(not isinstance(size, int) or size < 1 for size in shape):
+        got = f"shape {tuple(shape)}" if is_shape else f"a {type(shape).__name__}"
+        raise ReadoutError(f"{who}: got {got}, expected positive integers, e.g. {example}, without the batch.")
+    return tuple(shape)
+
+
+def _is_span(span: object) -> bool:
+    return isinstance(span, Span) and getattr(span, "step", None) != 0
 
 
 def _span(span: slice) -> str:

@@ -180,7 +180,7 @@ def test_conditions_that_do_not_fit_are_refused_before_any_run(vae, x, given, pa
 
 
 def test_what_is_no_condition_is_refused(model, x):
-    for given in (torch.zeros(5, 1), (torch.zeros(()),), ("label",)):
+    for given in (torch.zeros(5, 1), (torch.zeros(()),), ("label",), 3):
         with pytest.raises(nv.DataError, match="one row each"):
             nv.VAE(model, given=given)
     plain = nv.VAE(nv.models.MLPVAE(image_shape=(1, 4, 4), latent=2))

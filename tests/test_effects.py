@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import nnsight_vae as nv
 from nnsight_vae.errors import DataError, NnsightVaeWarning, ReadoutError, SiteError
 from nnsight_vae.results.effects import Effects
 from nnsight_vae.stats import intervals, significance
@@ -207,6 +208,9 @@ def test_frame_has_one_documented_row_per_unit_and_target(effects):
 def test_select_takes_units_sites_and_targets_in_the_order_asked(effects):
     assert effects.select("encoder.4").units == UNITS[:2]
     assert effects.select(["latent.z[3]", "encoder.4"]).units == ("latent.z[3]", *UNITS[:2])
+    keys = [nv.Unit("encoder.4", 1), nv.Selection("encoder.4", (0,)), nv.Site("latent.z", "latent", "latent", 4, (4,))]
+    assert effects.select(keys).units == (UNITS[1], UNITS[0], "latent.z[3]")
+    assert effects.select(keys[0]).units == UNITS[1:2]
     chosen = effects.select(UNITS[2], ["light", "angle"])
     np.testing.assert_array_equal(chosen.values, effects.values[[2]][:, [1, 0]])
     assert chosen.provenance == effects.provenance
@@ -244,6 +248,10 @@ def test_unknown_names_are_refused_with_the_known_ones(effects):
         effects.select("encoder.9")
     with pytest.raises(ReadoutError, match="'colour' is not a target of these effects; targets: angle, light"):
         effects.select(targets="colour")
+    with pytest.raises(SiteError, match="'0' is not a unit"):
+        effects.select(0)
+    with pytest.raises(ReadoutError, match="0 is not a target"):
+        effects.select(targets=0)
 
 
 def test_repr_tells_what_it_is(effects):

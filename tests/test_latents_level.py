@@ -139,6 +139,7 @@ def test_a_swap_gives_each_latent_the_value_it_has_for_another_input():
         ({"values": "uniform"}, "'posterior', 'prior', 'codes'"),
         ({"values": [1.0, 2.0, 1.0]}, r"repeats Set\(1.0\)"),
         ({"values": None, "quantiles": (0.5, 1.5)}, "between 0 and 1"),
+        ({"values": None, "quantiles": "5 %"}, "between 0 and 1"),
         ({"values": None, "quantiles": ()}, "between 0 and 1"),
         ({"values": None, "quantiles": (0.5, 0.5)}, "repeat"),
         ({"values": None, "quantiles": 0.5}, "between 0 and 1"),

@@ -346,6 +346,7 @@ def test_results_carry_the_ids_of_bases_and_sources():
         (lambda v, p, r: nv.shapley_mediators(v, p, ["enc1"], readout=r, direction="both"), nv.InterventionError, "'noising' or 'denoising', got 'both'"),
         (lambda v, p, r: nv.shapley_mediators(v, p, ["enc1"], readout=r, n_permutations=5), nv.InterventionError, "even and at least 4, got 5"),
         (lambda v, p, r: nv.shapley_mediators(v, p, ["enc1"], readout=r, n_permutations=2), nv.InterventionError, "even and at least 4, got 2"),
+        (lambda v, p, r: nv.shapley_mediators(v, p, ["enc1"], readout=r, n_permutations=4.0), nv.InterventionError, "whole number.* got 4.0"),
         (lambda v, p, r: nv.sequential_mediators(v, p, [], readout=r), nv.InterventionError, "at least one mediator"),
         (lambda v, p, r: nv.sequential_mediators(v, p, ["dec1"], readout=nv.readouts.Latents(4)), nv.InterventionError, "comes after"),
     ],

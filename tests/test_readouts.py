@@ -105,7 +105,7 @@ def test_a_repr_says_what_is_read_and_a_selection_says_of_what():
     assert repr(region) == "Region(box 1:4 x :-2, row -1: x 0:8:2)"
     assert repr(region["row"]) == "Region(box 1:4 x :-2, row -1: x 0:8:2)[row]"
     many = Pixels((1, 4, 4))
-    assert repr(select(many, many.names)).endswith("pixel[0,2,3], ... 16 in all]")
+    assert repr(select(many, many.names)).endswith("pixel[0,2,3], ... (16 in all)]")
 
 
 def test_results_describe_a_readout_by_its_repr_where_that_says_more_than_its_class():
@@ -133,20 +133,20 @@ def test_an_unreliable_target_says_so_wherever_its_readout_is_recorded(fitted):
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [("x", "no target 'x'. It has: pixel"), ([], "none asked for"), (["pixel[0,0,0]"] * 2, "repeat")],
+    [("x", "no target 'x'. It has: pixel"), ([], "none asked for"), (["pixel[0,0,0]"] * 2, "repeat"), (3, "no target 3")],
 )
 def test_targets_that_cannot_be_selected_are_refused(names, message):
     with pytest.raises(ReadoutError, match=message):
         Pixels((1, 4, 4))[names]
 
 
-@pytest.mark.parametrize("shape", [(), (0, 2), (1, -1), (1.0, 2)])
+@pytest.mark.parametrize("shape", [(), (0, 2), (1, -1), (1.0, 2), 64, "16"])
 def test_shapes_that_are_not_positive_integers_are_refused(shape):
     with pytest.raises(ReadoutError, match="positive integers"):
         Pixels(shape)
 
 
-@pytest.mark.parametrize("regions", [{}, {"a": slice(0, 2)}, {"a": (slice(0, 2),)}, {"a": ("0:2", 1)}])
+@pytest.mark.parametrize("regions", [{}, [("a", (0, 1))], {"a": slice(0, 2)}, {"a": (slice(0, 2),)}, {"a": ("0:2", 1)}, {"a": (slice(0, 2, 0), 1)}])
 def test_ill_formed_regions_are_refused(regions):
     with pytest.raises(ReadoutError, match="Region"):
         Region(regions)

@@ -16,6 +16,7 @@ from nnsight_vae.attribution.base import Record, record_of
 from nnsight_vae.errors import DataError, NnsightVaeWarning
 from nnsight_vae.results.effects import Effects
 from nnsight_vae.sites import Selection
+from nnsight_vae.wording import some
 
 _UNIT = re.compile(r"^(?P<site>[^\[\]@]+)(?:\[(?P<index>[\d,:]+)\])?(?:@(?P<position>[\d,]+))?$")
 
@@ -79,7 +80,7 @@ def _common(kind: str, ours: Sequence[str], theirs: Sequence[str]) -> list[str]:
     found = [name for name in theirs if name in set(ours)]
     if not found:
         raise DataError(
-            f"the attributions are of the {kind} {_some(ours)}, the effects of {_some(theirs)}: none in common. {_HOW}"
+            f"the attributions are of the {kind} {some(ours, 4)}, the effects of {some(theirs, 4)}: none in common. {_HOW}"
         )
     return found
 
@@ -101,7 +102,7 @@ def _from_array(attributions: Any, effects: Effects) -> tuple[str, Float[np.ndar
     array = array if with_targets else array[:, None]
     if array.ndim < 3 or array.shape[1] != len(names):
         raise DataError(
-            f"attributions of shape {array.shape} do not have one entry for each of {len(names)} targets ({_some(names)}): expected "
+            f"attributions of shape {array.shape} do not have one entry for each of {len(names)} targets ({some(names, 4)}): expected "
             "[n, targets, units, ...], or [n, units, ...] where the effects have one target."
         )
     targets = _common("targets", names, effects.targets)
@@ -119,7 +120,7 @@ def _of_units(
     if array.ndim == 3 and record is None:
         if array.shape[2] != len(units):
             raise DataError(
-                f"attributions have {array.shape[2]} columns, the effects {len(units)} units ({_some(units)}); give one column a unit, in "
+                f"attributions have {array.shape[2]} columns, the effects {len(units)} units ({some(units, 4)}); give one column a unit, in "
                 "their order."
             )
         return array.transpose(2, 1, 0)
@@ -128,7 +129,7 @@ def _of_units(
     of = record.of if record is not None else next(iter(sites), None)
     if None in selections or sites != {of}:
         attributed = f"attributions of {of!r}" if record is not None else "attributions of one site"
-        raise DataError(f"{attributed} cannot be compared with effects of {_some(units)}. {_HOW}")
+        raise DataError(f"{attributed} cannot be compared with effects of {some(units, 4)}. {_HOW}")
     shares = [_share(array, selection, name) for selection, name in zip(selections, units, strict=True) if selection]
     return np.stack(shares).transpose(0, 2, 1)
 
@@ -182,11 +183,6 @@ def _indices(text: str) -> tuple[int, ...]:
         first, last = text.split(":")
         return tuple(range(int(first), int(last)))
     return tuple(map(int, text.split(",")))
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:4])
-    return shown + (f", ... ({len(names)} in all)" if len(names) > 4 else "")
 
 
 _HOW = (

@@ -148,6 +148,7 @@ class Dataset(ABC):
             factor_sd=float(marginal.std()) or None,
             reference=self.sample(min(max(n, REFERENCE), self.n_images or REFERENCE + n), seed).images,
             propagate=propagate,
+            record=self._record(n, seed),
         )
 
     def _marginal(self, column: int) -> Float[np.ndarray, " m"]:

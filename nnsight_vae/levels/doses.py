@@ -64,7 +64,7 @@ def dose_response(
     values = np.asarray(doses.values, dtype=np.float64)
     raw = np.stack([means.values for means in shown], axis=1)
     record = provenance(vae, unit="standard deviations of the unit", scale=scale.record)
-    record["doses"] = {
+    record["doses"] = doses.record | {
         "n": len(doses),
         "factor": doses.factor,
         "values": values.tolist(),

@@ -76,9 +76,10 @@ def moves(
     Raises:
         InterventionError: the values cannot be read, are repeated, or do not fit what they are for.
     """
-    if any(selection.site != "latent.z" for joint in what.values() for selection in joint):
+    others = [name for name, joint in what.items() if any(selection.site != "latent.z" for selection in joint)]
+    if others:
         raise InterventionError(
-            f"perturbing latents acts on latent.z, got {', '.join(what)}; nv.patch_activations takes every other site."
+            f"perturbing latents acts on latent.z, got {others[0]}; nv.patch_activations takes every other site."
         )
     if isinstance(values, str):
         if values in ("posterior", "prior"):
@@ -140,7 +141,10 @@ def posterior_draws(
 def _quantile_moves(
     vae: VAE, x: Tensor, values: str, what: Mapping[str, tuple[Selection, ...]], quantiles: Sequence[float]
 ) -> Moves:
-    levels = np.asarray(quantiles, dtype=float)
+    try:
+        levels = np.asarray(quantiles, dtype=float)
+    except (TypeError, ValueError):
+        levels = np.empty(0)
     closed = values == "posterior"  # the prior's own quantiles at 0 and 1 are infinite
     inside = (levels >= 0) & (levels <= 1) if closed else (levels > 0) & (levels < 1)
     if levels.ndim != 1 or not len(levels) or not inside.all():

@@ -83,8 +83,8 @@ def shapley_mediators(
         >>> bool(abs(shares.values.sum(0) - whole.values[0]).max() < 1e-6)
         True
     """
-    if n_permutations is not None and (n_permutations < 4 or n_permutations % 2):
-        raise InterventionError(f"n_permutations must be even and at least 4, got {n_permutations}.")
+    if n_permutations is not None and (not isinstance(n_permutations, int) or n_permutations < 4 or n_permutations % 2):
+        raise InterventionError(f"n_permutations must be a whole number, even and at least 4, got {n_permutations!r}.")
     sets = _checked(vae, pairs, mediators, readout, direction)
     k = len(sets)
     orders = n_permutations or (None if k <= MOST_EXACT else _ORDERS)

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from nnsight_vae.arguments import require
 from nnsight_vae.datasets.base import Dataset
 from nnsight_vae.errors import NnsightVaeWarning
 from nnsight_vae.report.folder import Folder
@@ -64,9 +65,11 @@ def analyze(
     Returns: `Summary`; print it for the findings.
 
     Raises:
-        DataError: before any work: the folder cannot be written to, unknown factors, images the model cannot run.
+        AdapterError, DataError: before any work: no model or no data set, a folder that cannot be written to, unknown factors, images
+            the model cannot run.
         ReadoutError: no factor of the dataset can be read reliably.
     """
+    require(vae, data=data)
     settings = settings or Settings()
     folder = Folder(out)
     with warnings.catch_warnings(record=True) as caught:

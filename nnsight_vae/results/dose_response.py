@@ -16,6 +16,7 @@ from nnsight_vae.results.effects import Effects
 from nnsight_vae.results.effects_checks import plain
 from nnsight_vae.stats import significance, trends
 from nnsight_vae.stats.discovery import enough_flips
+from nnsight_vae.wording import count
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -228,6 +229,6 @@ class DoseResponse:
         per = f"sd of {self.factor}" if self.factor_sd else f"unit of {self.factor}"
         n_units, n_doses, n = self.values.shape
         return (
-            f"DoseResponse({self.factor}: {n_units} units x {n_doses} doses x {n} unit{'' if n == 1 else 's'} of the world; "
+            f"DoseResponse({self.factor}: {count(n_units, 'unit')} x {n_doses} doses x {count(n, 'unit')} of the world; "
             f"largest slope {self.units[unit]} {slope[unit]:+.3g} sd per {per})"
         )

@@ -16,10 +16,12 @@ from nnsight_vae.errors import DataError
 from nnsight_vae.guards import FEW_CLUSTERS as FEW_CLUSTERS, warn_if_few
 from nnsight_vae.results import effects_names
 from nnsight_vae.results.effects_checks import check, plain
+from nnsight_vae.sites import Key
 from nnsight_vae.stats import discovery, intervals
 from nnsight_vae.stats.clusters import Design
 from nnsight_vae.stats.discovery import DiscoveryMethod, TestResult
 from nnsight_vae.stats.intervals import IntervalMethod
+from nnsight_vae.wording import count
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -185,11 +187,11 @@ class Effects:
         kept = np.argsort(-strongest, kind="stable")[: int((strongest >= 0).sum())]
         return replace(self, test=test)._take(kept, np.arange(len(self.targets)))
 
-    def select(self, units: str | Sequence[str] | None = None, targets: str | Sequence[str] | None = None) -> Effects:
+    def select(self, units: Key | Sequence[Key] | None = None, targets: str | Sequence[str] | None = None) -> Effects:
         """The effects of some units on some targets, in the order asked for.
 
         Args:
-            units: names of units, of sites (all their units), or slices such as `"encoder.4[0:8]"`; None: all.
+            units: keys: units, sites (all their units), or slices such as `"encoder.4[0:8]"`; None: all.
             targets: names of targets; None: all.
 
         Returns:
@@ -277,10 +279,8 @@ class Effects:
         clusters = "" if self.groups is None else f" ({self.n_clusters} clusters)"
         if self.source_groups is not None:
             clusters = " ({} bases x {} sources)".format(*map(len, self._design.ways))
-        text = (
-            f"Effects({self.estimand}: {effects_names.count(len(self.units), 'unit')} x {effects_names.count(len(self.targets), 'target')} x "
-            f"{effects_names.count(self.n_pairs, 'pair')}{clusters}"
-        )
+        sizes = count(len(self.units), "unit"), count(len(self.targets), "target"), count(self.n_pairs, "pair")
+        text = f"Effects({self.estimand}: {' x '.join(sizes)}{clusters}"
         if self.units:
             mean = self.mean()
             unit, target = np.unravel_index(np.abs(mean).argmax(), mean.shape)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from nnsight_vae.errors import DataError
-from nnsight_vae.results.effects_names import some
 from nnsight_vae.stats.clusters import Design
+from nnsight_vae.wording import some
 
 
 def check(
@@ -31,6 +31,8 @@ def check(
             "least one pair], after the names in `units` and `targets`."
         )
     for kind, names in (("units", units), ("targets", targets)):
+        if not all(isinstance(name, str) for name in names):
+            raise DataError(f"Effects.{kind} must be names, str; got {names!r}.")
         if len(set(names)) != len(names):
             raise DataError(f"Effects.{kind} must not repeat a name; got {some(names)}.")
     if source_groups is not None and groups is None:

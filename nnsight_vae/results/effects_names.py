@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nnsight_vae.errors import ReadoutError, SiteError
-from nnsight_vae.sites import read_index
+from nnsight_vae.sites import Key, read_index
+from nnsight_vae.wording import some
 
 
-def rows(wanted: str | Sequence[str], units: Sequence[str]) -> list[int]:
-    """Where the units of these names, of sites of these names, or of slices of such, are among `units`; in the order asked for.
+def rows(wanted: Key | Sequence[Key], units: Sequence[str]) -> list[int]:
+    """Where the units that these keys name are among `units`; in the order asked for.
+
+    A key is the name of a unit, a site (all its units) or a slice of one.
 
     Raises:
         SiteError: no such unit or site.
     """
     found: list[int] = []
-    for name in [wanted] if isinstance(wanted, str) else wanted:
+    for name in map(str, wanted if isinstance(wanted, Sequence) and not isinstance(wanted, str) else [wanted]):
         named = [i for i, unit in enumerate(units) if unit == name]
         named = named or [i for i, unit in enumerate(units) if site_and_index(unit)[0] == name]
         named = named or _of_a_slice(name, units)
@@ -44,7 +47,7 @@ def columns(wanted: str | Sequence[str], targets: Sequence[str]) -> list[int]:
     Raises:
         ReadoutError: no such target.
     """
-    names = [wanted] if isinstance(wanted, str) else list(wanted)
+    names = list(wanted) if isinstance(wanted, Sequence) and not isinstance(wanted, str) else [wanted]
     unknown = [name for name in names if name not in targets]
     if unknown:
         raise ReadoutError(f"{unknown[0]!r} is not a target of these effects; targets: {some(targets)}.")
@@ -61,14 +64,3 @@ def site_and_index(unit: str) -> tuple[str, int | None]:
     site, bracket, rest = unit.partition("[")
     index = rest.rstrip("]")
     return site.partition("@")[0], int(index) if bracket and index.isdecimal() else None
-
-
-def some(names: Sequence[str], most: int = 12) -> str:
-    """The first names, and how many there are."""
-    more = "" if len(names) <= most else f" ... ({len(names)} in all)"
-    return ", ".join(names[:most]) + more
-
-
-def count(n: int, noun: str) -> str:
-    """'1 unit', '1,024 units'."""
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"

@@ -59,13 +59,13 @@ def checked_sizes(sizes: Sequence[int], most: int) -> tuple[int, ...]:
     Raises:
         CircuitError: one is no whole number from 1 to `most`.
     """
-    wrong = [k for k in sizes if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= most]
+    wrong = [k for k in sizes if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= most]
     if wrong:
         raise CircuitError(
             f"sizes={list(sizes)!r}: expected numbers of edges from 1 to the {most:,} that are ranked, got {wrong[0]!r}; "
             "scores= ranks all edges of the model."
         )
-    return tuple(sorted(set(sizes)))
+    return tuple(sorted({int(k) for k in sizes}))
 
 
 def curve_areas(

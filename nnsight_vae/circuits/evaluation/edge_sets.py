@@ -34,7 +34,7 @@ from nnsight_vae.circuits.wiring.partial import edge_positions, kept_between, ke
 from nnsight_vae.circuits.wiring.rest import Rest
 from nnsight_vae.circuits.wiring.wiring import Wiring
 from nnsight_vae.engine import checked_batch
-from nnsight_vae.errors import CircuitError, DataError
+from nnsight_vae.errors import CircuitError, DataError, ReadoutError
 from nnsight_vae.pairs import Pairs
 from nnsight_vae.readouts import Readout
 from nnsight_vae.vae import VAE
@@ -172,6 +172,9 @@ class EdgeSets:
         Args:
             sets: which edges are in each.
             progress: called with (done, total), counted in sets x pairs.
+
+        Raises:
+            ReadoutError: a target is NaN or infinite in some run.
         """
         shape = (len(self.readout.names), len(self.pairs))
         found = Readings(np.empty((len(sets), *shape)), np.empty(shape), np.empty(shape), np.zeros(shape[0]))
@@ -190,7 +193,22 @@ class EdgeSets:
                     done += len(run)
                     if progress is not None:
                         progress(done, len(sets) * len(self.pairs))
+        self._require_finite(found)
         return found
+
+    def _require_finite(self, found: Readings) -> None:
+        runs = {
+            "the source run": found.whole[None],
+            "the run with no edge": found.nothing[None],
+            "a set of edges": found.sets,
+        }
+        for run, values in runs.items():
+            if not np.isfinite(values).all():
+                _, t, pair = np.argwhere(~np.isfinite(values))[0].tolist()
+                raise ReadoutError(
+                    f"readout target {self.readout.names[t]!r} is NaN or infinite for {run} on pair {pair}; read something that stays "
+                    f"finite, also where edges carry {CARRIES[self.ablation]}."
+                )
 
     def kept(self, edges: EdgeSet) -> list[Bool[Tensor, " edge"]]:
         """A set of edges, cut by cut."""
@@ -207,6 +225,10 @@ def checked_circuit(circuit: object) -> nx.DiGraph:
     Raises:
         CircuitError: no DiGraph, or one of another schema.
     """
-    if not isinstance(circuit, nx.DiGraph) or circuit.graph.get("schema", CIRCUIT_SCHEMA) != CIRCUIT_SCHEMA:
+    if (
+        not isinstance(circuit, nx.DiGraph)
+        or circuit.is_multigraph()
+        or circuit.graph.get("schema", CIRCUIT_SCHEMA) != CIRCUIT_SCHEMA
+    ):
         raise CircuitError(f"expected a circuit (networkx.DiGraph of schema {CIRCUIT_SCHEMA!r}), got {circuit!r}.")
     return circuit

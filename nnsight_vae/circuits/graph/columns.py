@@ -144,6 +144,11 @@ def candidates_of(scores: EdgeScores) -> dict[str, dict[str, int]]:
     }
 
 
+def size_of_model(scores: EdgeScores) -> int:
+    """Edges of the model, whether or not all of them were scored."""
+    return sum(scores.sizes) or len(scores)
+
+
 def circuits_by_factor(circuits: Any, least: int, what: str) -> dict[str, nx.DiGraph]:
     """The circuits of several factors, checked.
 

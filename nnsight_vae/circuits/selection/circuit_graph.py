@@ -9,7 +9,7 @@ import networkx as nx
 import numpy as np
 from jaxtyping import Bool, Float
 
-from nnsight_vae.circuits.graph.columns import candidates_of
+from nnsight_vae.circuits.graph.columns import candidates_of, size_of_model
 from nnsight_vae.circuits.graph.records import CIRCUIT_SCHEMA
 from nnsight_vae.circuits.scoring.edges import EdgeScores
 from nnsight_vae.circuits.selection.evidence import Evidence
@@ -56,7 +56,7 @@ def graph_of(found: Found) -> nx.DiGraph:
         },
         left_out=dict(evidence.left_out),
         cut_error=_cut_errors(found.everything),
-        n_candidates=len(found.everything),
+        n_candidates=size_of_model(found.everything),
         candidates=candidates_of(found.everything),
     )
     share = _shares(scores)

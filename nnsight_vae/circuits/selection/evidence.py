@@ -61,6 +61,8 @@ class Evidence:
 
     def _undefined(self, t: int) -> str:
         low, high = (bound[t] for bound in self.total_interval)
+        if not np.isfinite(self.scores.total[t]).all():
+            return "its total effect is NaN or infinite in some pair"
         if np.abs(self.scores.total[t]).mean() <= self.scores.resolution[t]:
             return "no pair changes this readout by more than rounding"
         if low <= 0 <= high:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from nnsight_vae.circuits.evaluation.edge_sets import EdgeSets
+from nnsight_vae.circuits.graph.columns import size_of_model
 from nnsight_vae.circuits.scoring.edges import EdgeScores
 from nnsight_vae.circuits.scoring.methods import Direction
 from nnsight_vae.circuits.scoring.scores import score_edges
@@ -41,7 +42,7 @@ def by_rule(
 ) -> Found:
     """Select by scores; `everything`: scores of all edges, where these are of some."""
     everything = scores if everything is None else everything
-    evidence = Evidence(scores, Paths.of(scores), len(everything), seed)
+    evidence = Evidence(scores, Paths.of(scores), size_of_model(everything), seed)
     test = rule if isinstance(rule, FDR) else rule.among
     p, q = test.adjusted(evidence)
     kept = rule.choose(evidence)

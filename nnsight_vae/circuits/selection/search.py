@@ -111,7 +111,7 @@ def circuit_from(
     """Select edges by their scores, and keep those on a path from the factor to a readout.
 
     Args:
-        scores: from `score_edges`.
+        scores: from `score_edges`. Edges of the model that were not scored count as tested without success.
         select: `Mass`, `TopK` or `FDR`.
         resamples: bootstrap resamples for the `stability` of edges; None: 100.
         seed: of intervals, tests and resamples.
@@ -131,8 +131,12 @@ def circuit_from(
           without resamples); estimand, method; all on the target `readout` on which its share is largest; effects
           (target -> mean, for the targets whose circuit it is in).
 
+        Effects and intervals are those of the pairs that chose the edges: of edges that just made it they lie too far out (of 64
+        Gaussian pairs and effects about as large as can be told from 0, 95 % intervals cover .90 of those chosen, .95 of all).
+        `score_edges(vae, other_pairs, readout, edges=circuit.edges)` measures the chosen ones anew.
+
     Raises:
-        CircuitError: a selection that needs the model, or scores of a baseline.
+        CircuitError: a selection that needs the model, or no scores, or those of a baseline.
         DataError: fewer than two independent pairs.
 
     Source: selection frequency under resampling, Meinshausen & Buehlmann 2010, J. R. Stat. Soc. B 72, 417-473.
@@ -149,6 +153,8 @@ def circuit_from(
         (0, 'no pair changes this readout by more than rounding')
     """
     check_rule("select", select)
+    if not isinstance(scores, EdgeScores):
+        raise CircuitError(f"expected the EdgeScores of score_edges, got {type(scores).__name__}.")
     if scores.method in BASELINES:
         raise CircuitError(f"these scores come from the baseline {scores.method!r} and hold no effects to test.")
     _check_resamples(resamples)

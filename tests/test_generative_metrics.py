@@ -84,6 +84,17 @@ def test_the_null_of_generativeness_is_over_latents_drawn_at_random():
     assert score.parts["signed of unrelated latents"] == pytest.approx(0.25, abs=0.03)
 
 
+def test_what_is_printed_says_which_number_to_read():
+    """The published value of a perfect model is that of latents chosen at random; the signed one is not."""
+    alone = np.repeat(np.eye(3)[:, :, None], 5, axis=2)
+    score = metrics.counterfactual_generativeness(alone, 1 - alone, np.arange(3))
+    assert score.value == score.null == 1
+    assert score.parts["signed"] == 1
+    assert score.parts["signed of unrelated latents"] < 0
+    assert str(score).endswith("read signed beside signed of unrelated latents")
+    assert "counterfactual generativeness: 1 (unrelated codes: 1, at most 1); signed 1;" in str(score)
+
+
 # ------------------------------------------------------------------ CDM
 CHAIN = np.triu(np.ones((3, 3), dtype=bool), 1)  # 0 -> 1 -> 2
 
@@ -104,6 +115,33 @@ def test_robustness_is_left_out_where_everything_should_move():
     assert score.null is None
 
 
+def test_a_latent_that_moves_nothing_carries_no_factor():
+    """Assigned to the first factor it would count for robustness and against the value, in whatever order factors stand."""
+    effects = np.array([[0.9, 0.5, 0.1], [0.2, 0.8, 0.6], [0.0, 0.3, 1.7]])
+    plain = metrics.causal_disentanglement(effects, CHAIN, n_null=4)
+    with_dead = metrics.causal_disentanglement(np.vstack([np.zeros(3), effects]), CHAIN, n_null=4)
+    assert (with_dead.value, with_dead.parts, with_dead.null) == (plain.value, plain.parts, plain.null)
+    assert with_dead.matrix.shape == (4, 3)
+    assert "latents [0] move nothing and are left out" in str(with_dead)
+    nothing = metrics.causal_disentanglement(np.zeros((2, 3)), CHAIN)
+    assert nothing.value is None
+    assert "no latent moves any factor" in str(nothing)
+
+
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=20, deadline=None, derandomize=True)
+def test_cdm_does_not_depend_on_the_order_of_latents_or_factors(seed):
+    """Effects above the whole range too: which factor a latent moves most is told before they are cut at 1."""
+    rng = np.random.default_rng(seed)
+    effects, order = rng.uniform(0, 2, (5, 3)), rng.permutation(3)
+    plain = metrics.causal_disentanglement(effects, CHAIN, n_null=0)
+    turned = metrics.causal_disentanglement(
+        effects[rng.permutation(5)][:, order], CHAIN[np.ix_(order, order)], n_null=0
+    )
+    assert turned.value == pytest.approx(plain.value)
+    assert turned.parts == pytest.approx(plain.parts)
+
+
 # ------------------------------------------------------------------ bad input
 def test_arrays_that_do_not_fit_are_refused():
     three, one = np.ones((2, 3, 4)), np.ones((2, 3))
@@ -119,6 +157,7 @@ def test_arrays_that_do_not_fit_are_refused():
         (lambda: metrics.causal_disentanglement(one, graph[:2]), "every pair of the 3 factors"),
         (lambda: metrics.causal_disentanglement(one, graph.astype(float)), "truth value"),
         (lambda: metrics.causal_disentanglement(one, ~graph), "cycle"),
+        (lambda: metrics.causal_disentanglement(one, np.eye(3, k=1, dtype=bool)), "nx.transitive_closure"),
     ):
         with pytest.raises(DataError, match=message):
             call()

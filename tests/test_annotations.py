@@ -23,6 +23,7 @@ FILES = [
     "matching",
     "attribution_shapley",
     "attribution_agreement",
+    "unit_attributions",
     "attribution_jacobian",
     "attribution_shift",
     "metrics_causal",

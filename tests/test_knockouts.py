@@ -15,6 +15,7 @@ import nnsight_vae as nv
 from nnsight_vae.circuits import knockouts
 from nnsight_vae.circuits.evaluation import knocked_out
 from nnsight_vae.errors import CircuitError
+from nnsight_vae.stats.intervals import mean_interval
 
 __all__ = ["true_circuit", "wired"]  # fixtures
 
@@ -98,6 +99,36 @@ def test_the_worth_of_a_part_is_its_largest_over_contexts(wired, true_circuit) -
     )  # no context makes it larger than all of its input does
     assert "completeness gap" in str(more)
     assert more.to_frame().share.max() == pytest.approx(worth["latent.z[0] -> dec[0]"], rel=1e-3)
+
+
+def test_gaps_and_worths_have_intervals_over_pairs_of_their_own_sets(wired, true_circuit) -> None:
+    vae, pairs, readout = wired
+    found = knockouts(vae, true_circuit, pairs, readout, subsets=4, contexts=2)
+    for value, low, high in [
+        (found.gaps, found.gaps_low, found.gaps_high),
+        (found.worth, found.worth_low, found.worth_high),
+    ]:
+        assert (low <= value + 1e-9).all()
+        assert (value <= high + 1e-9).all()
+    # without enc[0] the effect loses 1 / 1.4 in every pair, so the interval is that of the total effect
+    total = (pairs.source - pairs.base)[:, 0].double().numpy() * 1.4 * 0.72
+    alone = knockouts(vae, true_circuit, pairs, readout, subsets=0, contexts=0)
+    part = alone.parts.index("input[0] -> enc[0]")
+    ends = np.array(mean_interval(total[None] / 1.4))[:, 0]
+    got = [alone.worth_low[part, 0], alone.worth_high[part, 0]]
+    assert got == pytest.approx(ends.tolist(), rel=1e-3)
+    frame = alone.to_frame().set_index("part")
+    assert frame.loc["input[0] -> enc[0]", ["ci_low", "ci_high"]].tolist() == got
+    assert f"[{alone.gaps_low[0, 0]:.3g}, {alone.gaps_high[0, 0]:.3g}] as it is" in str(alone)
+
+
+def test_a_difference_that_could_be_of_either_sign_has_an_interval_from_0() -> None:
+    differences = np.stack([np.linspace(-1, 1.2, 40), np.linspace(-3, -1, 40)])[:, None]
+    value, low, high = knocked_out._sizes(differences, None, None, seed=0)
+    ends = np.array(mean_interval(differences[:, 0]))
+    assert value[:, 0] == pytest.approx([0.1, 2.0])
+    assert low[:, 0] == pytest.approx([0.0, -ends[1, 1]])
+    assert high[:, 0] == pytest.approx([ends[1, 0], -ends[0, 1]])
 
 
 @pytest.mark.parametrize("options", [{"parts": "layer"}, {"subsets": -1}, {"contexts": 1.5}])

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import networkx as nx
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from nnsight_vae.circuits.evaluation.edge_sets import Ablation, EdgeSet, EdgeSets, Progress, Readings, checked_circuit
+from nnsight_vae.circuits.evaluation.edge_sets import Ablation, EdgeSet, EdgeSets, Progress, checked_circuit
 from nnsight_vae.errors import CircuitError
 from nnsight_vae.pairs import Pairs
 from nnsight_vae.readouts import Readout
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Part = Literal["edge", "node"]
+Ids = Shaped[np.ndarray, " pair"] | None
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -41,8 +42,10 @@ class Knockouts:
 
     Attributes:
         gaps: completeness, |F(C - K) - F(M - K)|, for every K tried; the first is nothing, the second all of C but its ends.
+        gaps_low, gaps_high: 95 % intervals over pairs, of each K by itself; 0 where the difference could be of either sign.
         knocked_out: size of every K, in edges.
         worth: minimality, the largest |F(C - (K + v)) - F(C - K)| found, for every part v.
+        worth_low, worth_high: likewise, of the K at which it is the largest: where many K come close, it is too large by chance.
         parts: the parts: units, or edges between units as `"a -> b"`.
         total: F(M) - F(nothing).
         defined: whether the interval of that is clear of 0, so that shares of it mean something.
@@ -58,28 +61,38 @@ class Knockouts:
     defined: tuple[bool, ...]
     readouts: tuple[str, ...]
     ablation: Ablation
+    gaps_low: Float[np.ndarray, "k target"]
+    gaps_high: Float[np.ndarray, "k target"]
+    worth_low: Float[np.ndarray, "part target"]
+    worth_high: Float[np.ndarray, "part target"]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per part and target: part, readout, worth, and share of the total effect (missing where undefined)."""
+        """One row per part and target: part, readout, worth, ci_low, ci_high, share of the total effect (missing where undefined)."""
         import pandas as pd
 
         rows = [
-            (part, name, self.worth[p, t], abs(self.worth[p, t] / self.total[t]) if self.defined[t] else None)
+            (part, name, *values, abs(values[0] / self.total[t]) if self.defined[t] else None)
             for t, name in enumerate(self.readouts)
-            for p, part in enumerate(self.parts)
+            for part, *values in zip(
+                self.parts, self.worth[:, t], self.worth_low[:, t], self.worth_high[:, t], strict=True
+            )
         ]
-        return pd.DataFrame(rows, columns=["part", "readout", "worth", "share"]).astype({"share": float})
+        columns = ["part", "readout", "worth", "ci_low", "ci_high", "share"]
+        return pd.DataFrame(rows, columns=columns).astype({"share": float})
 
     def __str__(self) -> str:
         lines = [
             f"Knock-outs of {len(self.parts)} parts of a circuit, {len(self.gaps)} sets tried; ablation {self.ablation!r}"
         ]
         for t, name in enumerate(self.readouts):
-            gap, k = self.gaps[:, t].max(), int(self.gaps[:, t].argmax())
-            least = int(self.worth[:, t].argmin())
+            k, least = int(self.gaps[:, t].argmax()), int(self.worth[:, t].argmin())
+            as_is, largest = (
+                f"{self._with_share(self.gaps[i, t], t)} [{self.gaps_low[i, t]:.3g}, {self.gaps_high[i, t]:.3g}]"
+                for i in (0, k)
+            )
             lines += [
                 f"  {name}  (total effect {self.total[t]:+.3g})",
-                f"    completeness gap  {self._with_share(self.gaps[0, t], t)} as it is, at most {self._with_share(gap, t)} "
+                f"    completeness gap  {as_is} as it is, largest {largest} "
                 f"({self.knocked_out[k]:,} edges out), mean {self._with_share(self.gaps[:, t].mean(), t)}",
                 f"    worth of a part   median {self._with_share(float(np.median(self.worth[:, t])), t)}, "
                 f"least {self._with_share(self.worth[least, t], t)} ({self.parts[least]})",
@@ -167,16 +180,24 @@ def knockouts(
     in_circuit, in_model = readings.sets[: len(out)], readings.sets[len(out) :]
     without = in_circuit[n : n + len(around)]
     toggled = in_circuit[n + len(around) :].reshape(n_parts, len(around), *readings.total.shape)
-    low, high = intervals.mean_interval(readings.total, *pairs.cluster_ids, seed=seed)
+    ids = pairs.cluster_ids
+    low, high = intervals.mean_interval(readings.total, *ids, seed=seed)
+    gaps = _sizes(readings.clear(in_circuit[:n] - in_model), *ids, seed=seed)
+    worths = _sizes(readings.clear(toggled - without), *ids, seed=seed)
+    largest = worths[0].argmax(axis=1)[:, None]
+    worth, worth_low, worth_high = (np.take_along_axis(each, largest, axis=1)[:, 0] for each in worths)
     return Knockouts(
-        _gap(readings, in_circuit[:n], in_model),
+        gaps[0],
         np.array([int(k.sum()) for k in out[:n]]),
-        _gap(readings, toggled, without).max(axis=1),
+        worth,
         tuple(members),
         readings.total.mean(axis=1),
         tuple(((low > 0) | (high < 0)).tolist()),
         tuple(readout.names),
         ablation,
+        *gaps[1:],
+        worth_low,
+        worth_high,
     )
 
 
@@ -200,8 +221,14 @@ def _union(masks: Bool[np.ndarray, "part edge"], chosen: Bool[np.ndarray, " part
     return masks[chosen].any(axis=0)
 
 
-def _gap(readings: Readings, a: np.ndarray, b: np.ndarray) -> Float[np.ndarray, "*sets target"]:
-    return np.abs(readings.clear(a - b).mean(axis=-1))
+def _sizes(
+    differences: Float[np.ndarray, "*sets target pair"], groups: Ids, source_groups: Ids, *, seed: int
+) -> tuple[Float[np.ndarray, "*sets target"], Float[np.ndarray, "*sets target"], Float[np.ndarray, "*sets target"]]:
+    """|mean| of differences of readouts, and its interval."""
+    low, high = intervals.mean_interval(differences, groups, source_groups, seed=seed)
+    either = (low <= 0) & (high >= 0)
+    ends = np.sort(np.abs([low, high]), axis=0)
+    return np.abs(differences.mean(axis=-1)), np.where(either, 0.0, ends[0]), ends[1]
 
 
 def _check(parts: str, subsets: int, contexts: int) -> None:

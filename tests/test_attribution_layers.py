@@ -12,7 +12,6 @@ from vaes import ConvVAE, images, seeded
 import nnsight_vae as nv
 from nnsight_vae.attribution import captum_forward, captum_layer
 
-pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor", "ignore:Setting forward", "ignore:Setting backward")
 
 X, B = images(ConvVAE, 4), images(ConvVAE, 4, seed=1)
 

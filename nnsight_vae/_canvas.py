@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from nnsight_vae.errors import DataError
 from nnsight_vae.guards import FEW_CLUSTERS
@@ -45,16 +45,17 @@ def title(axes: Axes, text: str, note: str = "", width: float | None = None) -> 
     """A title on the left and a note behind it, in as many lines as it takes where the width, in inches, is given."""
     whole = text + (f"  ({note})" if note else "")
     if width is not None:
+        whole = whole.replace(" %", "\N{NO-BREAK SPACE}%")
         whole = textwrap.fill(whole, int(width / _TITLE_LETTER), break_long_words=False, break_on_hyphens=False)
     axes.set_title(whole, loc="left", fontsize=9, color=INK, parse_math=False)
 
 
 def means_of(n_clusters: int) -> str:
-    """What is drawn of effects over so many independent pairs: means alone, or with intervals, and how far to trust those."""
+    """What is drawn of effects over so many clusters: means alone, or with intervals, and how far to trust those."""
     if n_clusters < 2:
         return "mean"
-    few = f", indicative: {n_clusters} independent pairs" if n_clusters < FEW_CLUSTERS else ""
-    return f"mean and 95 % interval{few}"
+    few = "indicative: " if n_clusters < FEW_CLUSTERS else ""
+    return f"mean and 95 % interval, {few}{n_clusters:,} clusters"
 
 
 def quiet(axes: Axes) -> None:
@@ -117,10 +118,11 @@ def figure_bytes(figure: Figure, file_format: str) -> bytes:
     return buffer.getvalue()
 
 
-def power_of_ten(limit: float) -> tuple[float, str]:
-    """The unit in which numbers up to `limit` show two digits or more, and what to call it: nothing where it is 1."""
+def power_of_ten(limit: float, unit: str | None = None) -> tuple[float, str]:
+    """The scale in which numbers up to `limit` show two digits or more, and what to call it and the unit: nothing for 1."""
     power = 0 if 0.1 <= limit < 1000 else math.floor(math.log10(limit))
-    return 10.0**power, f", in 1e{power}" if power else ""
+    names = ([f"1e{power}"] if power else []) + ([unit] if unit else [])
+    return 10.0**power, f", in {' '.join(names)}" if names else ""
 
 
 def scaled_ticks(unit: float) -> Formatter:
@@ -134,6 +136,20 @@ def signed(value: float) -> str:
     """Two decimals with a sign, a real minus among them; no sign where they are all 0."""
     text = f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
     return "0.00" if text[1:] == "0.00" else text
+
+
+def write_numbers(
+    axes: Axes,
+    values: Float[np.ndarray, "row column"],
+    clear: Bool[np.ndarray, "row column"],
+    limit: float,
+    scale: float,
+) -> None:
+    """Every number in its cell of a picture on `diverging()` from `-limit` to `limit`; pale where it is not clear of 0."""
+    for (i, j), value in np.ndenumerate(values):
+        colour = "white" if abs(value) > 0.5 * limit else INK if clear[i, j] else FAINT
+        text = signed(value / scale) if value else "0"
+        axes.text(j, i, text, ha="center", va="center", fontsize=7, color=colour, alpha=1.0 if clear[i, j] else 0.6)
 
 
 def faint_text(axes: Axes, x: float, y: float, text: str, **options: Any) -> None:

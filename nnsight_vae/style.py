@@ -33,6 +33,16 @@ def edge_colour(strength: float | None) -> str:
     return RAISES if strength > 0 else LOWERS
 
 
+def interval_colour(low: float, high: float) -> str:
+    """Of an effect with this interval: clear of 0 on one side, or neither.
+
+    Example:
+        >>> interval_colour(-0.2, -0.1) == LOWERS, interval_colour(-0.2, 0.1) == NEUTRAL
+        (True, True)
+    """
+    return RAISES if low > 0 else LOWERS if high < 0 else NEUTRAL
+
+
 def node_look(data: Mapping[str, Any]) -> str:
     """What a node looks like, by its kind and stage: `end` (factor or readout), `latent`, `unit` or `image`."""
     return _LOOKS.get(str(data.get("kind")), _LOOKS.get(str(data.get("stage")), "image"))

@@ -381,5 +381,5 @@ def test_plot_draws_the_strongest_units(effects):
     assert [label.get_text() for label in axes.get_yticklabels()] == ["latent.z[3]", "encoder.4[1]"]
     means = np.zeros((50, 1))
     means[[4, 31]] = [[2.0], [-3.0]]
-    _, axes = make(means, sd=0, units=tuple(f"fc[{i}]" for i in range(50)), targets=("t",)).plot(max_units=2)
+    _, axes = make(means, sd=0, units=tuple(f"fc[{i}]" for i in range(50)), targets=("t",)).plot(top=2)
     assert [label.get_text() for label in axes.get_yticklabels()] == ["fc[4]", "fc[31]"]

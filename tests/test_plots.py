@@ -256,7 +256,7 @@ def test_traversals_are_sorted_by_kl_and_dead_rows_are_pale():
     )
     assert axes.shape == (3, 6)
     notes = [axis.get_ylabel().split("\n") for axis in axes[:, 0]]
-    assert notes == [["z[2]", "KL 2.00"], ["z[0]", "KL 0.50"], ["z[1]", "dead, KL 0.00"]]
+    assert notes == [["z[2]", "KL 2.00 nats"], ["z[0]", "KL 0.50 nats"], ["z[1]", "dead, KL 0.00 nats"]]
     np.testing.assert_allclose(axes[0, 3].images[0].get_array(), images[2, 3].permute(1, 2, 0))
     np.testing.assert_allclose(axes[0, 5].images[0].get_array(), images[2].std(0, correction=0).mean(0), rtol=1e-5)
     assert axes[2, 5].images[0].get_array().max() == 0
@@ -364,12 +364,16 @@ def test_effects_on_one_target_are_dots_with_their_intervals():
 
 @pytest.mark.parametrize(
     ("n", "said"),
-    [(1, "mean"), (4, "mean and 95 % interval, indicative: 4 independent pairs"), (40, "mean and 95 % interval")],
+    [
+        (1, "mean"),
+        (4, "mean and 95 % interval, indicative: 4 clusters"),
+        (40, "mean and 95 % interval, 40 clusters"),
+    ],
 )
 def test_figures_say_when_pairs_are_few(n, said):
     values = np.random.default_rng(0).normal(size=(2, 1, n))
     _, axes = Effects(values, ("a[0]", "a[1]"), ("y",), "PNIE (noising)").plot()
-    assert axes.get_xlabel() == f"effect on y, {said}"
+    assert axes.get_xlabel() == f"effect on y\n{said}"
 
 
 def test_effects_on_one_target_are_coloured_where_their_interval_is_clear_of_0():
@@ -379,7 +383,7 @@ def test_effects_on_one_target_are_coloured_where_their_interval_is_clear_of_0()
     assert [to_hex(colour) for colour in axes.collections[-2].get_facecolors()] == [RAISES, LOWERS, NEUTRAL]
     _, axes = Effects(values[..., :1], effects.units, effects.targets, "PNIE (noising)").plot()
     assert {to_hex(colour) for colour in axes.collections[-2].get_facecolors()} == {NEUTRAL}  # one pair: no interval
-    assert axes.get_xlabel() == "effect on angle, mean"
+    assert axes.get_xlabel() == "effect on angle\nmean"
 
 
 @pytest.mark.parametrize("scale", [1e-5, 1e-2, 1.0, 1e4])
@@ -389,7 +393,7 @@ def test_the_numbers_of_a_heat_map_have_digits_at_any_size_in_the_unit_of_the_co
     assert texts(axes) == ["+1.78", "\N{MINUS SIGN}0.50", "+0.03", "0", "0.00", "0.00"]
     bar = figure.axes[1]
     named = {1e-5: ", in 1e-5", 1e-2: ", in 1e-2", 1.0: "", 1e4: ", in 1e4"}[scale]
-    assert bar.get_ylabel() == f"mean effect{named} (lowers | raises)"
+    assert bar.get_ylabel() == f"mean effect{named}\n(lowers | raises)"
     figure.draw_without_rendering()
     shown = {label.get_text(): tick for label, tick in zip(bar.get_yticklabels(), bar.get_yticks(), strict=True)}
     assert shown["1"] == pytest.approx(scale)

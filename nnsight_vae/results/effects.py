@@ -232,11 +232,10 @@ class Effects:
         warn_if_few(self._design)
         return table
 
-    def plot(self, *, max_units: int = 40) -> tuple[Figure, Axes]:
-        """Heat map of the mean effects, units down and targets across, on a symmetric colour-blind-safe scale.
+    def plot(self, top: int = 40) -> tuple[Figure, Axes]:
+        """The mean effects: a heat map; of one target dots with 95 % intervals, or a map where units are all places of a site.
 
-        Cells that passed `significant` carry a dot. With more than `max_units` units the strongest are shown, and the
-        title says so.
+        See `nv.plots.plot_effects`. With more than `top` units the strongest are shown, and the title says so.
 
         Returns: the figure and its axes.
 
@@ -245,7 +244,7 @@ class Effects:
         """
         from nnsight_vae.plots import plot_effects
 
-        return plot_effects(self, top=max_units)
+        return plot_effects(self, top)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything to an `.npz` file (plain arrays and a JSON header, nothing pickled).

@@ -17,7 +17,7 @@ from nnsight_vae.errors import InterventionError, ReadoutError
 from nnsight_vae.groups import Block, Group, by_sites
 from nnsight_vae.inputs import require_noise
 from nnsight_vae.interventions import Intervention
-from nnsight_vae.readouts import Readout, reads as reads_of
+from nnsight_vae.reading import Readout, reads as reads_of
 from nnsight_vae.runs import CleanRun, Write, clean_run, needed_for, replace_event, run_from, trace_events
 from nnsight_vae.sites import Key
 from nnsight_vae.vae import VAE

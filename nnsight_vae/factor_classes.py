@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from jaxtyping import Float
 from torch import Tensor
 
-from .readouts import Readout, select
+from .reading import Readout, select
 
 if TYPE_CHECKING:
     from .factor_readout import Factors

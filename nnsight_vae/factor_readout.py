@@ -15,7 +15,7 @@ from ._factor_heads import Heads
 from ._regressor import Progress, predict, r_squared, restore_regressor
 from .errors import DataError, ReadoutError
 from .factor_classes import Classes
-from .readouts import check_shape, check_targets
+from .reading import check_shape, check_targets
 
 
 class Factors:

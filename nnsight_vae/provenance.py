@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from nnsight_vae.pairs import Pairs
-from nnsight_vae.readouts import described, unit_of
+from nnsight_vae.reading import described, unit_of
 from nnsight_vae.vae import VAE
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .arguments import require
-from .readouts import Readout, select
+from .reading import Readout, select
 from .vae import VAE
 
 

@@ -13,7 +13,8 @@ from vaes import all_vaes, images
 import nnsight_vae as nv
 from nnsight_vae._regressor import build_regressor, degrade, gaussian_blur, r_squared
 from nnsight_vae.errors import DataError, ReadoutError
-from nnsight_vae.readouts import Factors, Latents, Pixels, Readout, Region, described, reads, select
+from nnsight_vae.reading import described, reads
+from nnsight_vae.readouts import Factors, Latents, Pixels, Readout, Region, select
 
 
 def random(*shape, seed=0):
@@ -133,7 +134,12 @@ def test_an_unreliable_target_says_so_wherever_its_readout_is_recorded(fitted):
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [("x", "no target 'x'. It has: pixel"), ([], "none asked for"), (["pixel[0,0,0]"] * 2, "repeat"), (3, "no target 3")],
+    [
+        ("x", "no target 'x'. It has: pixel"),
+        ([], "none asked for"),
+        (["pixel[0,0,0]"] * 2, "repeat"),
+        (3, "no target 3"),
+    ],
 )
 def test_targets_that_cannot_be_selected_are_refused(names, message):
     with pytest.raises(ReadoutError, match=message):
@@ -146,7 +152,10 @@ def test_shapes_that_are_not_positive_integers_are_refused(shape):
         Pixels(shape)
 
 
-@pytest.mark.parametrize("regions", [{}, [("a", (0, 1))], {"a": slice(0, 2)}, {"a": (slice(0, 2),)}, {"a": ("0:2", 1)}, {"a": (slice(0, 2, 0), 1)}])
+@pytest.mark.parametrize(
+    "regions",
+    [{}, [("a", (0, 1))], {"a": slice(0, 2)}, {"a": (slice(0, 2),)}, {"a": ("0:2", 1)}, {"a": (slice(0, 2, 0), 1)}],
+)
 def test_ill_formed_regions_are_refused(regions):
     with pytest.raises(ReadoutError, match="Region"):
         Region(regions)

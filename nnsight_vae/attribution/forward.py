@@ -17,7 +17,8 @@ from nnsight_vae.errors import DataError, InterventionError, NnsightVaeError, Re
 from nnsight_vae.interventions import Intervention
 from nnsight_vae.posterior import Posterior
 from nnsight_vae.probe import random_state_kept, zeros_like_input
-from nnsight_vae.readouts import Readout, reads as reads_of
+from nnsight_vae.reading import reads as reads_of
+from nnsight_vae.readouts import Readout
 from nnsight_vae.runs import Event, replace_event, trace_events
 from nnsight_vae.sites import Key
 from nnsight_vae.vae import VAE

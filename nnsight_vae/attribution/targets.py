@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from nnsight_vae.errors import ReadoutError
-from nnsight_vae.readouts import check_targets
+from nnsight_vae.reading import check_targets
 
 Index: TypeAlias = int | slice
 Target: TypeAlias = "int | slice | str | tuple[Index, ...] | Sequence[int] | Sequence[tuple[int, ...]] | Tensor | Direction | Callable[..., Any] | None"

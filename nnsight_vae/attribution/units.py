@@ -21,7 +21,8 @@ from nnsight_vae.levels.units import Per, default_sites, experiments
 from nnsight_vae.pairs import Pairs
 from nnsight_vae.progress import progress_bar
 from nnsight_vae.provenance import provenance
-from nnsight_vae.readouts import Readout, reads as reads_of
+from nnsight_vae.reading import reads as reads_of
+from nnsight_vae.readouts import Readout
 from nnsight_vae.results.effects import Effects
 from nnsight_vae.runs import CleanRun, clean_run, run_from
 from nnsight_vae.sites import Key, Selection

@@ -14,7 +14,7 @@ from nnsight_vae.causal.carriers import unit_space
 from nnsight_vae.causal.swapped_worlds import true_change
 from nnsight_vae.datasets.base import Batch, Dataset
 from nnsight_vae.engine import activations, baseline
-from nnsight_vae.readouts import Readout, reads
+from nnsight_vae.reading import Readout, reads
 from nnsight_vae.runs import clean_run, needed_for, run_from, start_for
 from nnsight_vae.vae import VAE
 

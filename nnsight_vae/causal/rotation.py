@@ -16,7 +16,7 @@ from nnsight_vae.causal.interchange_pairs import InterchangePairs
 from nnsight_vae.datasets.base import Dataset
 from nnsight_vae.errors import DataError, ReadoutError
 from nnsight_vae.progress import progress_bar
-from nnsight_vae.readouts import Readout, reads
+from nnsight_vae.reading import Readout, reads
 from nnsight_vae.vae import VAE
 
 _RATE = 0.03  # of Adam, on a frame whose entries are about 1 / sqrt(units)

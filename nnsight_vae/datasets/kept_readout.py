@@ -10,7 +10,7 @@ from .._regressor import Progress
 from ..errors import DataError
 
 if TYPE_CHECKING:
-    from ..readouts import Factors
+    from ..factor_readout import Factors
     from .base import Dataset
 
 
@@ -31,7 +31,7 @@ def kept_readout(data: Dataset, progress: Progress | None, file: str | os.PathLi
 
 
 def _read(data: Dataset, file: Path) -> Factors:
-    from ..readouts import Factors
+    from ..factor_readout import Factors
 
     found = Factors.load(file, allow_unreliable=True)
     of = found.record.get("dataset", data.name)

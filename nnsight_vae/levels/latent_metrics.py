@@ -26,7 +26,7 @@ from nnsight_vae.metrics.causal import (
 )
 from nnsight_vae.metrics.resampling import Form
 from nnsight_vae.metrics.scores import LatentScores, Score
-from nnsight_vae.readouts import Readout, reads as reads_of
+from nnsight_vae.reading import Readout, reads as reads_of
 from nnsight_vae.sites import Key, Site, Unit
 from nnsight_vae.vae import VAE
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from nnsight_vae.errors import InterventionError
 from nnsight_vae.levels.units import experiments
-from nnsight_vae.readouts import Readout, reads
+from nnsight_vae.reading import Readout, reads
 from nnsight_vae.sites import Key, Selection
 from nnsight_vae.vae import VAE
 

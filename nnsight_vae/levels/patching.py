@@ -29,7 +29,7 @@ from nnsight_vae.levels.units import Per, default_sites, experiments
 from nnsight_vae.pairs import Pairs
 from nnsight_vae.progress import progress_bar
 from nnsight_vae.provenance import provenance
-from nnsight_vae.readouts import Readout, reads, select
+from nnsight_vae.reading import Readout, reads, select
 from nnsight_vae.results.effects import Effects
 from nnsight_vae.sites import Key, Selection
 from nnsight_vae.vae import VAE

@@ -17,7 +17,7 @@ from nnsight_vae.donors import selected
 from nnsight_vae.engine import run_interventions
 from nnsight_vae.errors import InterventionError
 from nnsight_vae.interventions import Intervention, Set
-from nnsight_vae.readouts import Readout, reads as reads_of
+from nnsight_vae.reading import Readout, reads as reads_of
 from nnsight_vae.sites import Key, Selection, Site
 from nnsight_vae.vae import VAE
 

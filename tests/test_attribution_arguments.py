@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from attributed import B, X, conv, explained
 from captum.attr import IntegratedGradients
-from test_attribution_paths import B, X, conv
 from vaes import ConvVAE, ResidualVAE, images, seeded
 
 import nnsight_vae as nv
@@ -23,11 +23,6 @@ from nnsight_vae.attribution import (
 
 
 # ---------------------------------------------------------------------- targets
-def explained(target, vae=None, x=X, b=B):
-    vae = vae or conv()
-    return LatentIntegratedGradients(vae).attribute(x, baselines=b, target=target, n_steps=40)
-
-
 def test_a_target_is_named_in_any_of_these_ways():
     every = explained(None)
     for target, expected in (

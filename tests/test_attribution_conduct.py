@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from attributed import B, X, conv, explained, loose
 from captum.attr import IntegratedGradients, NoiseTunnel, Saliency
 from captum.metrics import infidelity, sensitivity_max
-from test_attribution_arguments import explained
-from test_attribution_paths import B, X, conv, loose
 from torch import nn
 from torch.nn import functional as F
 from vaes import ConvVAE, all_vaes, images, seeded

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from attributed import B, X, conv, loose
 from captum.attr import IntegratedGradients, LayerAttribution, LayerConductance, LayerGradCam
 from hypothesis import given, settings, strategies as st
 from linear import LinearReadout, random_linear_vae
@@ -21,12 +22,6 @@ from nnsight_vae.attribution import (
     captum_forward,
     captum_layer,
 )
-
-X, B = images(ConvVAE, 4), images(ConvVAE, 4, seed=1)
-
-
-def conv():
-    return nv.VAE(seeded(ConvVAE()))
 
 
 def linear_setup(seed):
@@ -85,11 +80,6 @@ def test_kl_follows_its_own_curve():
 
 
 # ---------------------------------------------------------------------- against Captum
-loose = pytest.mark.filterwarnings(
-    "ignore::nnsight_vae.NnsightVaeWarning"
-)  # few steps, and completeness is not the claim
-
-
 def written(vae):
     return {"encoder.2[1]": nv.Set(0.7), "latent.mu[2]": nv.Scale(0.5)}
 

@@ -20,6 +20,7 @@ from nnsight_vae.circuits.drawing.draw import plot_circuit, plot_factor_graph
 from nnsight_vae.dose_plot import plot_dose_response
 from nnsight_vae.effects_plot import plot_effects
 from nnsight_vae.errors import DataError
+from nnsight_vae.map_plot import plot_factor_map
 from nnsight_vae.style import FAINT, INK, interval_colour
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ __all__ = [
     "plot_dose_response",
     "plot_effects",
     "plot_factor_graph",
+    "plot_factor_map",
     "plot_image_grid",
     "plot_mediation",
     "plot_traversals",

@@ -112,7 +112,7 @@ def test_it_is_shown_as_a_table_and_as_a_frame(compared):
     assert "above 0 where the first units do better" in said
     assert "latent.z, 1 of 5 directions" in said
     frame = gained.to_frame()
-    assert list(frame) == ["factor", "joint", "units", "other_units", "propagate", "difference", "low", "high"]
+    assert list(frame) == ["factor", "joint", "units", "other_units", "propagate", "difference", "ci_low", "ci_high"]
     assert len(frame) == len(gained.rows)
 
 

@@ -21,7 +21,7 @@ _ROWS = 64  # at a time
 _ROUNDING = 1e-6  # of the function's own size: a change below is none
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Completeness:
     """How well attributions add up to what they explain.
 
@@ -38,8 +38,10 @@ class Completeness:
     def __str__(self) -> str:
         return str(self.score)
 
+    __repr__ = __str__
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Sensitivity:
     """How far an attribution moves when its input hardly does.
 
@@ -55,6 +57,8 @@ class Sensitivity:
 
     def __str__(self) -> str:
         return str(self.score)
+
+    __repr__ = __str__
 
 
 def completeness(

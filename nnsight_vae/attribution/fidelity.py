@@ -41,6 +41,8 @@ class Infidelity:
     def __str__(self) -> str:
         return f"{self.score}\n{self.shuffled}"
 
+    __repr__ = __str__
+
 
 def infidelity(
     method: Attribution,

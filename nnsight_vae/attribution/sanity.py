@@ -22,7 +22,7 @@ Attribute = Callable[[VAE], Float[Tensor, "n ..."]]
 Stage = Literal["encoder", "decoder"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Randomisation:
     """How much of an attribution is left as the model's weights are randomised, layer after layer.
 
@@ -41,6 +41,8 @@ class Randomisation:
         rows = zip(self.layers, self.signed, self.absolute, strict=True)
         lines = [f"down to {layer:<{width}}  {_short(a)}  absolute {_short(b)}" for layer, a, b in rows]
         return "\n".join(["Rank correlation with the attributions of the trained model, weights randomised", *lines])
+
+    __repr__ = __str__
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ NAMED = 0.01  # share of a factor's effect from which a latent is named in its s
 STAGES = ("input", "encoder", "latent", "decoder", "output")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FactorCircuits:
     """Which units carry each factor, from the image that shows it through the latents to the image that is decoded.
 
@@ -127,6 +127,10 @@ class FactorCircuits:
             for node, data in circuit.nodes(data=True)
             if data["stage"] in STAGES
         ]
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{name} {len(circuit)} nodes" for name, circuit in self.circuits.items())
+        return f"FactorCircuits({sizes}; {self.mapping!r})"
 
     def __str__(self) -> str:
         """A paragraph a factor: how many units carry it on the way in and out, and through which latents (1 % of its effect or more)."""

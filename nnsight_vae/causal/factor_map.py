@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,9 +15,11 @@ from nnsight_vae.results.effects import Effects
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FactorMap:
     """Effects of every latent on every factor and of every factor on every latent, with simultaneous intervals and verdicts.
 
@@ -141,12 +144,23 @@ class FactorMap:
         )
         return frame.astype(dict.fromkeys(answers, "Float64"))
 
+    def plot(self) -> tuple[Figure, Axes]:
+        """Latents and factors with sizes, intervals and verdicts; see `nv.plots.plot_factor_map`."""
+        from nnsight_vae.map_plot import plot_factor_map
+
+        return plot_factor_map(self)
+
     def _answer(self, k: int, factor: str) -> tuple[float | None, ...]:
         found = self.answers
         if factor not in found.factors:
             return (None,) * 4
         j = found.factors.index(factor)
         return tuple(float(table[k, j]) for table in (found.size, found.low, found.high, found.q))
+
+    def __repr__(self) -> str:
+        counts = Counter(self.verdicts)
+        verdicts = ", ".join(f"{n} {verdict}" for verdict, n in counts.most_common())
+        return f"FactorMap({len(self.verdicts)} latents x {len(self.factors)} factors of {self.data}: {verdicts})"
 
     def __str__(self) -> str:
         """A table: for each latent its verdict, the strongest factor and all that are above the minimum, and what it answers to."""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Kind = Literal["total", "direct", "discovery"]
 _LABELS = {
@@ -53,7 +56,7 @@ class GraphScores:
     orientation: float | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GraphComparison(GraphScores):
     """An estimated graph against the true one, beside three guesses: no edges, random edges, shuffled names.
 
@@ -112,11 +115,31 @@ class GraphComparison(GraphScores):
         """Everything as plain Python values, ready for `json.dumps`."""
         return asdict(self)
 
+    def to_frame(self) -> pd.DataFrame:
+        """One row per score: score, estimate, empty, random, permuted, ceiling where there is one, reason (why it is missing)."""
+        import pandas as pd
+
+        rows = {
+            name: {column: None if scores is None else getattr(scores, name) for column, scores in self._columns.items()}
+            for name in _LABELS
+        }
+        frame = pd.DataFrame.from_dict(rows, orient="index", dtype="Float64").rename_axis("score").reset_index()
+        return frame.assign(reason=[self.reasons.get(name, "") for name in rows])
+
+    @property
+    def _columns(self) -> dict[str, GraphScores | None]:
+        """The estimate and what it stands beside."""
+        columns = {"estimate": self, "empty": self.empty, "random": self.random, "permuted": self.permuted}
+        return columns | ({} if self.ceiling is None else {"ceiling": self.ceiling})
+
+    def __repr__(self) -> str:
+        f1 = "undefined" if self.f1 is None else f"{self.f1:.2g}"
+        edges = f"{self.n_estimated} estimated and {self.n_true} true edges on {self.n_nodes} nodes"
+        return f"GraphComparison({edges}: SHD {self.shd}, empty graph {self.empty.shd}; F1 {f1}; p {self.p_value:.2g})"
+
     def __str__(self) -> str:
         """A table: one score a row, the estimate beside its baselines; then p, the wrong edges and the reasons."""
-        columns = {"estimate": self, "empty": self.empty, "random": self.random, "permuted": self.permuted}
-        if self.ceiling is not None:
-            columns["ceiling"] = self.ceiling
+        columns = self._columns
         lines = [
             f"Estimated graph against {self.compared_with}",
             f"{self.n_nodes} nodes, {self.n_true} true edges, {self.n_estimated} estimated",

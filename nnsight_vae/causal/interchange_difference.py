@@ -62,7 +62,9 @@ class InterchangeDifference:
         """One row per swap and counterfactual."""
         import pandas as pd
 
-        return pd.DataFrame([vars(row) for row in self.rows], columns=[each.name for each in fields(DifferenceRow)])
+        columns = [each.name for each in fields(DifferenceRow)]
+        frame = pd.DataFrame([vars(row) for row in self.rows], columns=columns)
+        return frame.rename(columns={"low": "ci_low", "high": "ci_high"})
 
     def __str__(self) -> str:
         """A table: above 0, the first units do better."""

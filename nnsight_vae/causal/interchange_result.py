@@ -46,7 +46,7 @@ class InterchangeRow:
     reason: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class InterchangeAccuracy:
     """How well swapped units reproduce the world's counterfactuals; see `interchange_accuracy`.
 
@@ -91,10 +91,17 @@ class InterchangeAccuracy:
         return difference(self, other)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per swap and counterfactual."""
+        """One row per swap and counterfactual: the attributes of `InterchangeRow`, with ci_low and ci_high for `low` and `high`."""
         import pandas as pd
 
-        return pd.DataFrame([vars(row) for row in self.rows], columns=[each.name for each in fields(InterchangeRow)])
+        columns = [each.name for each in fields(InterchangeRow)]
+        frame = pd.DataFrame([vars(row) for row in self.rows], columns=columns)
+        return frame.rename(columns={"low": "ci_low", "high": "ci_high"})
+
+    def __repr__(self) -> str:
+        alone = [row for row in self.rows if not row.propagate]
+        scores = ", ".join(f"{row.factor} {'none' if row.score is None else f'{row.score:.2f}'}" for row in alone)
+        return f"InterchangeAccuracy({self.data}, {self.n} pairs, these factors only: {scores})"
 
     def __str__(self) -> str:
         """A table, propagated and unpropagated scores side by side."""

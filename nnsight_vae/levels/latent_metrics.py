@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ from nnsight_vae.reading import Readout, reads as reads_of
 from nnsight_vae.sites import Key, Site, Unit
 from nnsight_vae.vae import VAE
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 CLAMPS = tuple(np.linspace(-3.0, 3.0, 7).tolist())  # the values of the published estimator
 
 
@@ -42,6 +45,20 @@ class LatentMetrics(NamedTuple):
 
     def __str__(self) -> str:
         return "\n".join(map(str, self))
+
+    __repr__ = __str__
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per latent and metric, the whole model's modularity last: metric, form, unit, value, ci_low, ci_high, flag."""
+        import pandas as pd
+
+        tables = [
+            scores.to_frame().drop(columns="latent").assign(metric=scores.metric, form=scores.form)
+            for scores in (self.effect_strength, self.specificity)
+        ]
+        whole = self.modularity.to_frame().rename(columns={"note": "flag"})
+        columns = ["metric", "form", "unit", "value", "ci_low", "ci_high", "flag"]
+        return pd.concat([*tables, whole], ignore_index=True)[columns]
 
 
 class Elements:

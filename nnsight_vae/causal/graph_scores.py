@@ -120,7 +120,9 @@ class GraphComparison(GraphScores):
         import pandas as pd
 
         rows = {
-            name: {column: None if scores is None else getattr(scores, name) for column, scores in self._columns.items()}
+            name: {
+                column: None if scores is None else getattr(scores, name) for column, scores in self._columns.items()
+            }
             for name in _LABELS
         }
         frame = pd.DataFrame.from_dict(rows, orient="index", dtype="Float64").rename_axis("score").reset_index()

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from nnsight.intervention.batching import Batcher, SkipParts
-from nnsight.intervention.envoy import Envoy
+from nnsight.intervention.envoy import Envoy as Envoy
+from nnsight.intervention.eproperty import eproperty as eproperty
 from nnsight.intervention.interleaver import EarlyStopException, Interleaver, OutOfOrderError
-from nnsight.intervention.source import Controller
+from nnsight.intervention.source import Controller, SourceNotAvailable as SourceNotAvailable
 from nnsight.intervention.tracer import InterleavingTracer
 from torch import Tensor, nn
 

@@ -6,11 +6,10 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from nnsight import NNsight
-from nnsight.intervention.eproperty import eproperty
 from torch import Tensor, nn
 
 from nnsight_vae import inputs
-from nnsight_vae._nnsight import VAEBatcher, VAEEnvoy, VAEInterleaver, VAETracer
+from nnsight_vae._nnsight import VAEBatcher, VAEEnvoy, VAEInterleaver, VAETracer, eproperty
 from nnsight_vae.errors import AdapterError, NnsightVaeError
 from nnsight_vae.hold import Hold
 from nnsight_vae.intake import Intake

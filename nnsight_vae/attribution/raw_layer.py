@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from nnsight.intervention.envoy import Envoy
 from torch import nn
 
+from nnsight_vae._nnsight import Envoy
 from nnsight_vae.arguments import require
 from nnsight_vae.errors import SiteError
 from nnsight_vae.layout import site_name

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from nnsight.intervention.source import SourceNotAvailable
 from torch import Tensor
 
+from nnsight_vae._nnsight import SourceNotAvailable
 from nnsight_vae.attribution.base import Call
 from nnsight_vae.attribution.forward import Explained
 from nnsight_vae.attribution.gradients import MeanGradients

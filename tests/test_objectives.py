@@ -11,12 +11,11 @@ from torch.distributions import Bernoulli, Independent, MultivariateNormal, Norm
 
 from nnsight_vae.errors import DataError
 from nnsight_vae.models.families import OBJECTIVES
+from nnsight_vae.models.labels import label_loss, standardise
 from nnsight_vae.models.objectives import (
     Objective,
     gaussian_kl,
-    label_loss,
     reconstruction_loss,
-    standardise,
 )
 
 

@@ -17,8 +17,9 @@ from nnsight_vae.models import training
 from nnsight_vae.models.bundle import load_module
 from nnsight_vae.models.families import OBJECTIVES
 from nnsight_vae.models.files import read_tensors
+from nnsight_vae.models.labels import Labels
 from nnsight_vae.models.objectives import Objective
-from nnsight_vae.models.training import Labels, train
+from nnsight_vae.models.training import train
 
 STEPS = 23
 ARGUMENTS = {"latent": 3, "hidden": (16,)}
@@ -305,3 +306,43 @@ def test_an_output_folder_that_cannot_be_made_is_refused_before_training(tmp_pat
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="output folder"):
         run(tmp_path / "file" / "out")
+
+
+def test_a_log_is_told_each_row_of_the_history_as_it_is_closed():
+    told = []
+    trained = run(steps=120, log=lambda step, losses: told.append({"step": step, **losses}))
+    assert told == trained.config["history"]
+    assert [row["step"] for row in told] == [50, 100, 120]
+    assert_same(trained, run(steps=120))
+
+
+def test_a_run_that_continues_logs_on_and_one_whose_log_raises_stops_at_its_checkpoint(tmp_path):
+    def stop_early(step, losses):
+        if step == 100:
+            raise RuntimeError("good enough")
+
+    with pytest.raises(RuntimeError, match="good enough"):
+        run(tmp_path, steps=120, checkpoint_every=60, log=stop_early)
+    told = []
+    resumed = run(
+        tmp_path, steps=120, checkpoint_every=60, log=lambda step, losses: told.append((step, losses["loss"]))
+    )
+    assert told == [(row["step"], row["loss"]) for row in resumed.config["history"][1:]]
+    assert_same(resumed, run(steps=120))
+    run(tmp_path, steps=120, checkpoint_every=60, log=die)  # finished: there is nothing left to tell
+
+
+def test_losses_reach_tensorboard_as_the_docstring_says(tmp_path):
+    tensorboard = pytest.importorskip("torch.utils.tensorboard", reason="tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    writer = tensorboard.SummaryWriter(tmp_path)
+    history = run(
+        steps=60, log=lambda step, losses: [writer.add_scalar(f"train/{k}", v, step) for k, v in losses.items()]
+    ).config["history"]
+    writer.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert set(events.Tags()["scalars"]) == {f"train/{name}" for name in history[0] if name != "step"}
+    for name in ("loss", "reconstruction", "kl"):
+        written = [(event.step, event.value) for event in events.Scalars(f"train/{name}")]
+        assert written == [(row["step"], pytest.approx(row[name], rel=1e-6)) for row in history]

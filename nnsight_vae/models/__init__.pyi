@@ -7,7 +7,8 @@ from .families import (
     VQObjective as VQObjective,
 )
 from .files import load_weights as load_weights
+from .labels import Labels as Labels
 from .networks import MLPVAE as MLPVAE, ConvVAE as ConvVAE, ResidualVAE as ResidualVAE
 from .objectives import Objective as Objective, summed_beta as summed_beta
-from .training import Labels as Labels, Trained as Trained, train as train
+from .training import Trained as Trained, train as train
 from .vq import VQVAE as VQVAE

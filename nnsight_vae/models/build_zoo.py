@@ -25,7 +25,8 @@ from .files import write_json, write_tensors
 from .measured import measure, measure_codes, measure_readout
 from .networks import GaussianVAE
 from .objectives import Objective
-from .training import Labels, train
+from .labels import Labels
+from .training import train
 from .vq import VQVAE
 
 _STEPS = 3_000

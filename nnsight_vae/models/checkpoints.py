@@ -67,12 +67,13 @@ class Run:
         self.step += 1
         self.sums += torch.stack([losses[name].detach() for name in self.columns]).cpu()
 
-    def log(self) -> None:
-        """Close a row of the history."""
+    def log(self) -> dict[str, float]:
+        """Close a row of the history; returns the mean of each loss in it."""
         since = self.step - (int(self.history[-1]["step"]) if self.history else 0)
-        means = (self.sums / since).tolist()
-        self.history.append({"step": self.step, **dict(zip(self.columns, means, strict=True))})
+        losses = dict(zip(self.columns, (self.sums / since).tolist(), strict=True))
+        self.history.append({"step": self.step, **losses})
         self.sums.zero_()
+        return losses
 
 
 def save_run(folder: Path, run: Run, settings: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import tempfile
@@ -13,35 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import DataError
 from .architectures import ARCHITECTURES, build, complete
 from .checkpoints import Run, load_run, save_results, save_run
+from .images import check_images, fingerprint
 from .interrupt import deferred_interrupt
+from .labels import Labels, label_loss, standardise
 from .networks import GaussianVAE
-from .objectives import Objective, label_loss, standardise
+from .objectives import Objective
 from .vq import VQVAE
 
 FORMAT = "nnsight-vae/model@1"
 _LOG_EVERY = 50
 _LAST_RATE = 0.02  # the cosine ends at this share of the first learning rate
-
-
-@dataclass(frozen=True)
-class Labels:
-    """The few images whose factors are known; latent k is tied to factor k (see `objectives.label_loss`).
-
-    Attributes:
-        images: uint8 in 0-255 or floats in [0, 1], `[m, c, h, w]`.
-        factors: in any unit; standardised over these m images before use.
-        names: of the factors, for the record.
-    """
-
-    images: Tensor
-    factors: Float[Tensor, "m factor"]
-    names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -68,6 +53,7 @@ def train(
     checkpoint_every: int = 250,
     device: str | torch.device = "cpu",
     progress: bool = True,
+    log: Callable[[int, dict[str, float]], object] | None = None,
 ) -> Trained:
     """Train a VAE with Adam on uniformly drawn minibatches, the learning rate falling along a cosine.
 
@@ -93,6 +79,9 @@ def train(
         checkpoint_every: steps between checkpoints.
         device: where to train; random numbers are drawn on the CPU, so they do not depend on it.
         progress: show a progress bar on stderr.
+        log: called as `log(step, losses)` with each row of losses.csv when it is ready. A run that continues calls it with the
+            rows after its checkpoint, so one written after that and lost comes again, with the same numbers. It can stop the
+            training by raising; the last checkpoint stays.
 
     Raises:
         DataError: before any training, if the images, labels or numbers are unfit, `out` cannot be written to, or it
@@ -105,11 +94,17 @@ def train(
         >>> trained = train(digits, architecture="MLPVAE", arguments={"latent": 2}, steps=2, progress=False)
         >>> trained.module.decode(torch.zeros(1, 2)).shape
         torch.Size([1, 1, 8, 8])
+
+        Losses in TensorBoard (`pip install tensorboard`), or in anything else that takes numbers by name::
+
+            writer = torch.utils.tensorboard.SummaryWriter("runs/mine")
+            train(images, log=lambda step, losses: [writer.add_scalar(f"train/{k}", v, step) for k, v in losses.items()])
+            writer.close()
     """
     _check_counts(steps=steps, batch_size=batch_size, checkpoint_every=checkpoint_every)
     if not (math.isfinite(lr) and lr > 0):
         raise DataError(f"lr={lr}, expected a finite number > 0.")
-    _check_images("images", images)
+    check_images("images", images)
     arguments = complete(architecture, {**(arguments or {}), "image_shape": tuple(images.shape[1:])})
     task = _Task(images, objective or Objective(), labels, steps, batch_size, lr, torch.device(device))
     _check_trains(task.objective, architecture)
@@ -120,8 +115,8 @@ def train(
         "architecture": architecture,
         "arguments": arguments,
         "objective": {"name": task.objective.name, **asdict(task.objective)},
-        "data": {"name": data, "images": len(images), "sha256": _fingerprint(images)},
-        "labels": _label_record(labels),
+        "data": {"name": data, "images": len(images), "sha256": fingerprint(images)},
+        "labels": None if labels is None else labels.record(),
         "training": {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed, "optimiser": "Adam"},
     }
     settings = json.loads(json.dumps(settings))  # as it will be read back, so that a resumed run can compare
@@ -142,7 +137,9 @@ def train(
         while run.step < steps:
             task.update(run)
             if run.step % _LOG_EVERY == 0 or run.step == steps:
-                run.log()
+                row = run.log()
+                if log is not None:
+                    log(run.step, row)
             stop = interrupted.is_set()
             if folder is not None and (stop or run.step % checkpoint_every == 0 or run.step == steps):
                 save_run(folder, run, settings)
@@ -176,20 +173,8 @@ class _Task:
     def check_labels(self, latent: int) -> None:
         if (self.labels is not None) != (self.objective.label_weight > 0):
             raise DataError("labels and an Objective with label_weight > 0 go together: got one without the other.")
-        if self.labels is None:
-            return
-        _check_images("labels.images", self.labels.images)
-        factors, shape = self.labels.factors, self.labels.images.shape
-        if shape[1:] != self.images.shape[1:]:
-            raise DataError(f"labels.images are {tuple(shape[1:])}, images are {tuple(self.images.shape[1:])}.")
-        if factors.ndim != 2 or factors.shape != (shape[0], len(self.labels.names)):
-            raise DataError(
-                f"labels.factors are {tuple(factors.shape)}, expected one row for each of the {shape[0]} images and "
-                f"one column for each of the names {self.labels.names}."
-            )
-        if factors.shape[1] > latent:
-            raise DataError(f"{factors.shape[1]} labelled factors, but only {latent} latents: raise `latent`.")
-        standardise(factors)
+        if self.labels is not None:
+            self.labels.check(self.images.shape[1:], latent)
 
     def update(self, run: Run) -> None:
         """One optimiser step; draws from `run.generator` only."""
@@ -232,39 +217,6 @@ def _check_counts(**counts: int) -> None:
     for name, count in counts.items():
         if not isinstance(count, int) or count < 1:
             raise DataError(f"{name}={count}, expected a whole number >= 1.")
-
-
-def _check_images(name: str, images: Tensor) -> None:
-    if not isinstance(images, Tensor) or images.ndim != 4 or 0 in images.shape:
-        got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-        raise DataError(f"{name}: got {got}, expected a non-empty tensor (images, channels, height, width).")
-    if images.dtype == torch.uint8:
-        return
-    if not images.is_floating_point():
-        raise DataError(f"{name} are {images.dtype}, expected uint8 in 0-255 or floats in [0, 1].")
-    low, high = images.aminmax()
-    if not (low >= 0 and high <= 1):  # false for NaN as well
-        raise DataError(f"{name} lie in [{low:.3g}, {high:.3g}], expected finite floats in [0, 1] (or uint8): rescale.")
-
-
-def _fingerprint(*tensors: Tensor) -> str:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _label_record(labels: Labels | None) -> dict[str, Any] | None:
-    if labels is None:
-        return None
-    _, mean, sd = standardise(labels.factors)
-    return {
-        "images": len(labels.images),
-        "factors": labels.names,
-        "mean": mean.tolist(),
-        "sd": sd.tolist(),
-        "sha256": _fingerprint(labels.images, labels.factors),
-    }
 
 
 def _writable(folder: Path) -> Path:

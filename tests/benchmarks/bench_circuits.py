@@ -33,7 +33,7 @@ from nnsight_vae.circuits.wiring.wiring import Wiring
 from nnsight_vae.engine import CHUNK_BYTES
 from nnsight_vae.models import ConvVAE, train
 from nnsight_vae.models.objectives import Objective
-from nnsight_vae.models.training import Labels
+from nnsight_vae.models.labels import Labels
 from nnsight_vae.pairs import Pairs
 from nnsight_vae.readouts import Region
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from nnsight_vae.circuits.wiring.contributions import port_axis, weight_squares
 from nnsight_vae.circuits.wiring.cuts import Cut
 from nnsight_vae.circuits.wiring.pair_run import PairRun, read
+from nnsight_vae.circuits.wiring.sums import counts_by, sums_by
 from nnsight_vae.readouts import Readout
 
 
@@ -52,21 +53,23 @@ class Activity:
     def add(self, run: PairRun) -> None:
         """Take in both runs of some pairs."""
         wiring = run.wiring
-        for side, inputs in ((run.base, run.base_inputs), (run.source, run.source_inputs)):
-            given = [_node_means(side.outputs[c.path], c.axis, c.owners, len(c.nodes)) for c in wiring.columns]
-            taken = {(0, -1): given[0].new_full((len(run), 1), float(side is run.source))}
-            for reader in range(1, len(inputs)):
-                layer = wiring.columns[reader].layer if reader < len(wiring.columns) else None
-                axis = port_axis(layer, inputs[reader])
-                for route in wiring.routes(reader):
-                    apart = wiring.is_plain(reader)
-                    taken[reader, route.parent] = (
-                        _node_means(inputs[reader], axis, route.owners[0], len(route.reach))
-                        if apart
-                        else given[route.parent]
-                    )
-            self._given.append([*given, read(self.readout, inputs[-1]).double()])
-            self._taken.append(taken)
+        given = [
+            _node_means([side.outputs[c.path] for side in (run.base, run.source)], c.axis, c.owners, len(c.nodes))
+            for c in wiring.columns
+        ]
+        taken = {(0, -1): torch.arange(2.0, dtype=torch.float64).repeat_interleave(len(run))[:, None].to(given[0])}
+        for reader, inputs in enumerate(zip(run.base_inputs, run.source_inputs, strict=True)):
+            layer = wiring.columns[reader].layer if reader < len(wiring.columns) else None
+            apart = wiring.is_plain(reader)
+            for route in wiring.routes(reader):
+                taken[reader, route.parent] = (
+                    _node_means(inputs, port_axis(layer, inputs[0]), route.owners[0], len(route.reach))
+                    if apart
+                    else given[route.parent]
+                )
+        ends = torch.cat([read(self.readout, inputs) for inputs in (run.base_inputs[-1], run.source_inputs[-1])])
+        self._given.append([*given, ends.double()])
+        self._taken.append(taken)
 
     def correlations(self, cuts: Sequence[Cut]) -> Float[np.ndarray, "edge target"]:
         """|Pearson correlation| of each edge's source as it is read with its target's pre-activation, over both runs of all pairs.
@@ -75,13 +78,14 @@ class Activity:
         nothing then goes together.
         """
         n_targets, scores = len(self.readout.names), []
+        given = _standardised(self._given)
+        taken = dict(zip(self._taken[0], _standardised([list(run.values()) for run in self._taken]), strict=True))
         for cut in cuts:
             found = np.zeros(len(cut))
             for block in cut.blocks:
-                source = _standardised(torch.cat([run[block.reader, block.route.parent] for run in self._taken]))
-                target = _standardised(torch.cat([run[block.reader] for run in self._given]))
+                together = taken[block.reader, block.route.parent].T @ given[block.reader]
                 real = block.edges >= 0
-                found[block.edges[real].numpy()] = (source.T @ target).abs().cpu()[real].numpy()
+                found[block.edges[real].numpy()] = together.abs().cpu()[real].numpy()
             scores.append(found[:, None].repeat(n_targets, axis=1))
         return _own_readout_only(np.concatenate(scores), cuts)
 
@@ -95,17 +99,21 @@ def _own_readout_only(
     return scores
 
 
-def _node_means(tensor: Tensor, axis: int, owners: Int[Tensor, " unit"], n_nodes: int) -> Float[Tensor, "n node"]:
-    per_unit = (tensor.movedim(axis, 1).flatten(2).mean(2) if tensor.ndim > 2 else tensor).double()
-    owned = owners.to(tensor.device)
-    real = owned >= 0
-    sums = per_unit.new_zeros(len(tensor), n_nodes).index_add_(1, owned[real], per_unit[:, real])
-    return sums / torch.bincount(owned[real], minlength=n_nodes).clamp(min=1)
+def _node_means(
+    sides: Sequence[Tensor], axis: int, owners: Int[Tensor, " unit"], n_nodes: int
+) -> Float[Tensor, "run node"]:
+    """The mean of each node's units over all positions, in the runs of both sides."""
+    by_unit = [(side.movedim(axis, 1).flatten(2).mean(2) if side.ndim > 2 else side).T for side in sides]
+    units = torch.cat(by_unit, dim=1).double()
+    if torch.equal(owners, torch.arange(n_nodes)):  # each unit a node of its own
+        return units.T
+    return (sums_by(owners, units, n_nodes) / counts_by(owners, n_nodes).clamp(min=1).to(units)[:, None]).T
 
 
-def _standardised(activity: Float[Tensor, "run node"]) -> Float[Tensor, "run node"]:
-    """Centred and of length 1; all 0 where it does not vary beyond rounding."""
+def _standardised(runs: Sequence[Sequence[Float[Tensor, "run node"]]]) -> Sequence[Float[Tensor, "run node"]]:
+    """Each column of some chunks of runs, centred and of length 1; all 0 where it does not vary beyond rounding."""
+    activity = torch.cat([torch.cat(list(columns), dim=1) for columns in runs])
     centred = activity - activity.mean(0)
     length = centred.norm(dim=0)
     varies = length > 1e-6 * activity.norm(dim=0)
-    return torch.where(varies, centred / length, 0.0)
+    return torch.where(varies, centred / length, 0.0).split([column.shape[1] for column in runs[0]], dim=1)

@@ -119,8 +119,12 @@ class Wiring:
 
     def is_plain(self, reader: int) -> bool:
         """Whether each port of a reader changes with one node only, of whichever column."""
-        routes = self.routes(reader)
-        return not routes or bool((torch.cat([route.reach for route in routes]).sum(0) <= 1).all())
+        return self._plain[reader]
+
+    @cached_property
+    def _plain(self) -> tuple[bool, ...]:
+        routes = (self.routes(reader) for reader in range(len(self.columns) + 1))
+        return tuple(not of or bool((torch.cat([r.reach for r in of]).sum(0) <= 1).all()) for of in routes)
 
     def routes(self, reader: int) -> tuple[Route, ...]:
         """The routes into what a column's module takes in; for the number after the last, into what the readout reads."""

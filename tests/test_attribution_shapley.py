@@ -13,7 +13,7 @@ from vaes import ConvVAE, ResidualVAE, seeded
 
 import nnsight_vae as nv
 from nnsight_vae.attribution import Distribution, LatentShapley, captum_forward, record_of, shapley
-from nnsight_vae.attribution.games import coalitions, exact_shapley, sampled_shapley
+from nnsight_vae.games import coalitions, exact_shapley, sampled_shapley
 
 few = settings(max_examples=15, deadline=None, derandomize=True)
 HALVES = nv.readouts.Region({"top": (slice(0, 8), slice(0, 16)), "bottom": (slice(8, 16), slice(0, 16))})

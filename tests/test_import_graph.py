@@ -166,10 +166,11 @@ def violations(below: set[str], above: set[str]) -> list[str]:
         (TRACING, ENGINE | UPPER | TOP | {"results", "loading"} | PICTURES),
         (ENGINE, UPPER | TOP | {"results", "loading"} | PICTURES),
         ({"results"}, UPPER | TOP | ENGINE | TRACING),
+        ({"levels"}, {"attribution", "circuits", "causal"}),
         (UPPER, TOP | {"loading"}),
         ({"stats"}, TRACING | ENGINE | UPPER | TOP | {"results", "datasets", "models", "readouts", "pairs"}),
     ],
-    ids=["tracing", "engine", "results", "experiments", "statistics"],
+    ids=["tracing", "engine", "results", "levels", "experiments", "statistics"],
 )
 def test_floors_import_from_floors_below(below, above):
     assert violations(below, above) == []

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from nnsight_vae.attribution.base import Call, VAEAttribution
 from nnsight_vae.attribution.forward import Explained
-from nnsight_vae.attribution.games import Game, exact_shapley, sampled_shapley
 from nnsight_vae.attribution.guards import guarded
 from nnsight_vae.attribution.passes import rows_per_pass
 from nnsight_vae.attribution.path import require_batch_size
 from nnsight_vae.errors import DataError
+from nnsight_vae.games import Game, exact_shapley, sampled_shapley
 from nnsight_vae.interventions import Intervention
 from nnsight_vae.sites import Key
 from nnsight_vae.vae import VAE

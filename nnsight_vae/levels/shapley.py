@@ -11,9 +11,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from nnsight_vae.arguments import require
-from nnsight_vae.attribution.games import Game, exact_shapley, sampled_shapley
 from nnsight_vae.engine import baseline, run_interventions
 from nnsight_vae.errors import InterventionError
+from nnsight_vae.games import Game, exact_shapley, sampled_shapley
 from nnsight_vae.interventions import Swap
 from nnsight_vae.levels.mediators import MediatorSets, mediator_sets
 from nnsight_vae.pairs import Pairs
@@ -70,7 +70,7 @@ def shapley_mediators(
         InterventionError: before any work: no mediators, one unit in two of them, one that comes after what is read, an odd
             or too small number of permutations.
 
-    Source: Shapley 1953; Castro, Gomez & Tejada 2009 (sampling). See `nnsight_vae.attribution.games`.
+    Source: Shapley 1953; Castro, Gomez & Tejada 2009 (sampling). See `nnsight_vae.games`.
 
     Example:
         >>> import torch, nnsight_vae as nv

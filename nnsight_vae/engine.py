@@ -21,6 +21,7 @@ from nnsight_vae.reading import Readout, reads as reads_of
 from nnsight_vae.runs import CleanRun, Write, clean_run, needed_for, replace_event, run_from, trace_events
 from nnsight_vae.sites import Key
 from nnsight_vae.vae import VAE
+from nnsight_vae.wording import shapes
 from nnsight_vae.writes import Resolved, Rows, writes_of
 
 # Larger activations fall out of the allocator's reuse and page-fault on CPU; smaller ones waste per-trace overhead.
@@ -40,6 +41,9 @@ class Output(NamedTuple):
     mu: Float[Tensor, "n *latent"]
     logvar: Float[Tensor, "n *latent"]
     z: Float[Tensor, "n *latent"]
+
+    def __repr__(self) -> str:
+        return f"Output({shapes(self._asdict())})"
 
 
 def intervene(

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnsight_vae.errors import AdapterError, NnsightVaeWarning
+from nnsight_vae.wording import shapes
 
 Packed = bool | Literal["interleaved"]
 
@@ -41,6 +42,9 @@ class Posterior(NamedTuple):
 
     mu: Float[Tensor, "n *latent"]
     logvar: Float[Tensor, "n *latent"]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({shapes(self._asdict())})"
 
     @property
     def sd(self) -> Float[Tensor, "n *latent"]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 def some(names: Sequence[str], most: int = 12) -> str:
@@ -24,3 +25,14 @@ def count(n: int, noun: str) -> str:
         ('1 unit', '1,024 units')
     """
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def shapes(arrays: Mapping[str, Any]) -> str:
+    """What several arrays are called and how large they are; one that is None is left out.
+
+    Example:
+        >>> import torch
+        >>> shapes({"mu": torch.zeros(2, 3), "noise": None})
+        'mu (2, 3)'
+    """
+    return ", ".join(f"{name} {tuple(array.shape)}" for name, array in arrays.items() if array is not None)

@@ -100,3 +100,12 @@ def test_latent_metrics_are_one_frame_of_latents_and_the_model():
     assert list(frame["value"][:3]) == list(found.effect_strength.values)
     assert frame["value"].iloc[-1] == found.modularity.value
     assert len(frame) == 7
+
+
+def test_images_codes_and_posteriors_say_their_shapes_and_not_their_numbers():
+    vae = nv.VAE(MLPVAE(image_shape=(1, 8, 8), latent=3))
+    x = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    out = nv.intervene(vae, x, {"latent.z[0]": nv.Set(1.0)})
+    assert repr(out) == "Output(reconstruction (5, 1, 8, 8), mu (5, 3), logvar (5, 3), z (5, 3))"
+    assert repr(vae.encode(x)) == "Posterior(mu (5, 3), logvar (5, 3))"
+    assert repr(nv.datasets.Batch(x, x[:, 0, 0, :2])) == "Batch(images (5, 1, 8, 8), factors (5, 2))"

@@ -18,6 +18,7 @@ from .._regressor import Progress
 from ..doses import Doses
 from ..errors import DataError, NnsightVaeWarning, ReadoutError
 from ..pairs import Pairs
+from ..wording import shapes
 from .kept_readout import kept_readout
 
 if TYPE_CHECKING:
@@ -50,6 +51,9 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def __repr__(self) -> str:
+        return f"Batch({shapes(vars(self))})"
 
 
 class Dataset(ABC):

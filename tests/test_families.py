@@ -29,8 +29,8 @@ from nnsight_vae.models.adversary import Adversary, Discriminator
 from nnsight_vae.models.architectures import NETWORKS, build, draw_weights
 from nnsight_vae.models.families import OBJECTIVES
 from nnsight_vae.models.files import read_tensors
-from nnsight_vae.models.penalties import dip_terms, kl_decomposition, permute_latents
 from nnsight_vae.models.labels import Labels
+from nnsight_vae.models.penalties import dip_terms, kl_decomposition, permute_latents
 
 SMALL = {
     "factor-vae": FactorObjective(gamma=3.0, hidden=(8, 8), likelihood="gaussian", sd=0.3),

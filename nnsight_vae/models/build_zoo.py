@@ -22,10 +22,10 @@ from ..datasets.procedural import Procedural
 from .bundle import ZOO, read_record
 from .families import BetaTCObjective, DIPObjective, FactorObjective, VQObjective
 from .files import write_json, write_tensors
+from .labels import Labels
 from .measured import measure, measure_codes, measure_readout
 from .networks import GaussianVAE
 from .objectives import Objective
-from .labels import Labels
 from .training import train
 from .vq import VQVAE
 

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from nnsight_vae import readouts
+from nnsight_vae import reading
 from nnsight_vae.arguments import require
 from nnsight_vae.circuits.graph.records import CIRCUIT_SCHEMA
 from nnsight_vae.circuits.scoring.methods import resolution_of
@@ -121,7 +121,7 @@ class EdgeSets:
         base, eps = checked_batch(vae, pairs.base, pairs.eps)
         if reference is not None:
             reference, _ = checked_batch(vae, reference, None)
-        wiring = Wiring.of(vae, base, eps, readouts.reads(readout))
+        wiring = Wiring.of(vae, base, eps, reading.reads(readout))
         cuts = cuts_of(wiring, pairs.factor or "intervention", readout.names)
         return cls(vae, pairs, readout, wiring, cuts, ablation, reference)
 

@@ -32,7 +32,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from nnsight_vae import readouts
+from nnsight_vae import reading
 from nnsight_vae.arguments import require
 from nnsight_vae.circuits.scoring.edges import EdgeScores
 from nnsight_vae.circuits.scoring.methods import BASELINES, Advance, At, Direction, Method, Scoring, Wanted, estimand_of
@@ -107,7 +107,7 @@ def score_edges(
     scoring = Scoring(method, nodes, direction, at, seed)
     require(vae, pairs, readout)
     base, eps = checked_batch(vae, pairs.base, pairs.eps)
-    wiring = Wiring.of(vae, base, eps, readouts.reads(readout))
+    wiring = Wiring.of(vae, base, eps, reading.reads(readout))
     cuts = cuts_of(wiring, pairs.factor or "intervention", readout.names)
     wanted = _wanted(edges, cuts)
     with _advancing(progress, len(scoring.parts) * sum(map(len, wanted)) * len(pairs)) as advance:

@@ -96,6 +96,7 @@ def score_edges(
 
     Example:
         >>> import torch
+        >>> from nnsight_vae import readouts
         >>> from nnsight_vae.models import MLPVAE
         >>> _ = torch.manual_seed(0)
         >>> vae = VAE(MLPVAE(image_shape=(1, 4, 4), latent=2, hidden=(4,)))

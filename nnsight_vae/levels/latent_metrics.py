@@ -46,7 +46,8 @@ class LatentMetrics(NamedTuple):
     def __str__(self) -> str:
         return "\n".join(map(str, self))
 
-    __repr__ = __str__
+    def __repr__(self) -> str:
+        return str(self)
 
     def to_frame(self) -> pd.DataFrame:
         """One row per latent and metric, the whole model's modularity last: metric, form, unit, value, ci_low, ci_high, flag."""

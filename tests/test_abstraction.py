@@ -162,7 +162,7 @@ def test_the_table_names_every_swap_and_what_nothing_carries():
     result = accuracy(factor_vae(WORLD), factor_vae(WORLD).latents | {"eagle": None})
     assert result.unmatched == ("eagle",)
     text = str(result)
-    assert "carried by nothing: eagle" in text
+    assert "matched to nothing, so not swapped: eagle" in text
     for row in result.rows:
         assert row.factor in text
         assert row.joint or row.units in text

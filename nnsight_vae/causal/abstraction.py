@@ -80,7 +80,7 @@ def interchange_accuracy(
         >>> [(row.factor, row.propagate) for row in result.rows]
         [('angle', False), ('angle', True)]
     """
-    require(vae)
+    require(vae, data=data)
     if n < 20:
         raise DataError(f"interchange_accuracy got n={n}; at least 20 pairs of images are needed for intervals.")
     base = data.sample(n, seed=seed)

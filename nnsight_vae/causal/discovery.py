@@ -9,6 +9,7 @@ import networkx as nx
 import numpy as np
 from jaxtyping import Bool, Float
 
+from nnsight_vae.arguments import require
 from nnsight_vae.causal.mapping import FactorMap, map_factors
 from nnsight_vae.causal.model_effects import require_one_number_each
 from nnsight_vae.datasets.base import Dataset
@@ -67,6 +68,7 @@ def discovered_graph(
         >>> graph.graph["estimand"], sorted(graph) == sorted(data.factors)
         ('discovery', True)
     """
+    require(vae, data=data)
     _check(n, alpha, test)
     require_one_number_each(vae, "discovered_graph")
     mapping = map_factors(vae, data, seed=seed) if mapping is None else mapping

@@ -16,8 +16,9 @@ def require_simple(graph: nx.DiGraph, role: str) -> None:
         CircuitError: naming the graph by its `role`.
     """
     if not isinstance(graph, nx.DiGraph) or graph.is_multigraph():
+        instead = "; pass its .graph" if isinstance(getattr(graph, "graph", None), nx.DiGraph) else ""
         raise CircuitError(
-            f"{role} must be a networkx.DiGraph, got {type(graph).__name__}. Code an undirected edge as its two arcs."
+            f"{role} must be a networkx.DiGraph, got {type(graph).__name__}{instead}. Code an undirected edge as its two arcs."
         )
     if not graph:
         raise CircuitError(f"{role} has no nodes; add one node per factor.")

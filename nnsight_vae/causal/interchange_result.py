@@ -121,7 +121,7 @@ class InterchangeAccuracy:
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines += ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
         if self.unmatched:
-            lines.append(f"carried by nothing: {', '.join(self.unmatched)}")
+            lines.append(f"matched to nothing, so not swapped: {', '.join(self.unmatched)}")
         lines += dict.fromkeys(f"undefined: {row.reason}" for row in self.rows if row.score is None)
         return "\n".join(lines)
 

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from nnsight_vae.arguments import require
 from nnsight_vae.causal.categories import warn_of_categories
 from nnsight_vae.causal.factor_answers import factor_answers
 from nnsight_vae.causal.factor_map import FactorMap as FactorMap, carried_by
@@ -65,6 +66,7 @@ def map_factors(
         >>> sorted(found.assignment) == sorted(data.factors)
         True
     """
+    require(vae, data=data)
     if n < 20:
         raise DataError(
             f"map_factors got n={n}; at least 20 images are needed for intervals that mean anything (default 256)."

@@ -8,6 +8,7 @@ import networkx as nx
 import numpy as np
 from jaxtyping import Float
 
+from nnsight_vae.arguments import require
 from nnsight_vae.causal import model_effects as effects
 from nnsight_vae.causal.mapping import map_factors
 from nnsight_vae.datasets.base import Dataset
@@ -97,6 +98,7 @@ def factor_graph(
         >>> sorted(graph) == sorted(data.factors), graph.graph["estimand"]
         (True, 'total')
     """
+    require(vae, data=data)
     _check(data, kind, through, n, min_effect, q)
     graph = nx.DiGraph(
         estimand=kind,

@@ -144,7 +144,7 @@ def learn_rotation(
         >>> gained.low <= gained.difference <= gained.high
         True
     """
-    require(vae)
+    require(vae, data=data)
     names = tuple(data.factors if factors is None else factors)
     sizes = _sizes(data, names, dims)
     if vae.adapter.codebook is not None:

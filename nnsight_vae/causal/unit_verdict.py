@@ -106,7 +106,7 @@ def unit_verdicts(
         >>> len(found.verdicts) == len(found.units), found.factors == data.factors
         (True, True)
     """
-    require(vae)
+    require(vae, data=data)
     if side not in get_args(Side):
         raise DataError(f"side={side!r}; expected 'encoder', 'decoder' or 'observed'.")
     least = _MIN_EFFECT[side] if min_effect is None else min_effect

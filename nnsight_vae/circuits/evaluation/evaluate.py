@@ -124,7 +124,7 @@ def faithfulness(
         generative_scores(sets, own),
         provenance(vae, pairs, readout, options=options),
         curves,
-        ablation == "base" and _seen(circuit, readings, readout),
+        _seen(circuit, readings, readout),
     )
 
 
@@ -135,7 +135,7 @@ def _first(size: int, order: Sequence[int], n_edges: int) -> EdgeSet:
 
 
 def _seen(circuit: nx.DiGraph, readings: Readings, readout: Readout) -> bool:
-    """Whether the circuit was found on these pairs: on others the mean total effect is not the same number."""
+    """Whether the circuit was found on these pairs: on others, or with edges at rest that carry something else, TE is another number."""
     recorded = circuit.graph.get("total_effect") or {}
     means = zip(readout.names, readings.total.mean(axis=1).tolist(), strict=True)
     known = [(recorded[name]["mean"], mean) for name, mean in means if name in recorded]

@@ -49,7 +49,7 @@ class Faithfulness:
         generative: how far the circuit's images and posteriors are from the source run's.
         provenance: where the numbers come from, as plain JSON data.
         baselines: name -> the same as `curve_effects`, where edges are ranked by that baseline.
-        seen: the circuit was found on these very pairs, so it looks better than on others; told under the ablation `base` only.
+        seen: the circuit was found on these very pairs, so it looks better than on others; found out where the ablation is `base`.
     """
 
     circuit: Float[np.ndarray, "target pair"]

@@ -68,8 +68,8 @@ def discovered_graph(
         >>> graph.graph["estimand"], sorted(graph) == sorted(data.factors)
         ('discovery', True)
     """
-    require(vae, data=data)
     _check(n, alpha, test)
+    require(vae, data=data)
     require_one_number_each(vae, "discovered_graph")
     mapping = map_factors(vae, data, seed=seed) if mapping is None else mapping
     batch = data.sample(n, seed=seed)

@@ -98,8 +98,8 @@ def factor_graph(
         >>> sorted(graph) == sorted(data.factors), graph.graph["estimand"]
         (True, 'total')
     """
-    require(vae, data=data)
     _check(data, kind, through, n, min_effect, q)
+    require(vae, data=data)
     graph = nx.DiGraph(
         estimand=kind,
         through=through,
@@ -143,7 +143,7 @@ def _check(data: Dataset, kind: str, through: str, n: int, min_effect: float, q:
         raise DataError(
             f"factor_graph needs n >= {_LEAST}, min_effect > 0 and 0 < q < 1, got {n}, {min_effect} and {q}."
         )
-    if through == "inputs" and type(data).counterfactual is Dataset.counterfactual:
+    if through == "inputs" and getattr(type(data), "counterfactual", None) is Dataset.counterfactual:
         raise DataError(
             f"factor_graph(through='inputs') needs do(factor), and {data.name} has no structural causal model: images matched "
             "after the fact differ in more than the factor and its effects. Use through='latents'."

@@ -80,10 +80,14 @@ def total_correlation(codes: np.ndarray) -> float:
         0.0
     """
     covariance = _covariance(codes)
-    sign, logarithm = np.linalg.slogdet(covariance)
-    if sign <= 0 or not np.isfinite(logarithm):
-        raise DataError("codes are linear functions of one another, so their total correlation is infinite.")
-    return float((np.log(np.diag(covariance)).sum() - logarithm) / 2)
+    root = np.sqrt(np.diag(covariance))
+    spectrum = np.linalg.eigvalsh(covariance / root / root[:, None])  # of the correlations, whatever the codes' units
+    if spectrum[0] <= len(spectrum) * np.finfo(float).eps:
+        raise DataError(
+            f"codes are linear functions of one another, or as few as {len(codes)} examples make them so, so their total correlation "
+            "is infinite."
+        )
+    return float(-np.log(spectrum).sum() / 2)
 
 
 def wasserstein_correlation(codes: np.ndarray, *, normalised: bool = False) -> float:

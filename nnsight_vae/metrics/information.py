@@ -11,6 +11,8 @@ from nnsight_vae.metrics.tables import FactorScore, Table, require_count, scored
 def mig(codes: np.ndarray, factors: np.ndarray, *, bins: int = 20, n_null: int = 20, seed: int = 0) -> FactorScore:
     """Mutual information gap: how far the best latent of each factor is ahead of the next, ``mean_k (I_1k - I_2k) / H(y_k)``.
 
+    Of a single latent, which has no next one, it is all of its information.
+
     Args:
         codes: `[n, latent]`; each is cut into `bins` equally wide bins of its own range.
         factors: `[n, factor]`; continuous ones are cut into ten classes of equal size.
@@ -45,16 +47,17 @@ def modularity(
 ) -> FactorScore:
     """Modularity: whether each latent informs about one factor only, ``mean_j 1 - sum_{k != best} I_jk^2 / (I_j,best^2 (K - 1))``.
 
-    Latents that inform about nothing count as much as others and can score high: read it beside its null, which is near one.
+    Latents that inform about nearly nothing count as much as others and can score high: read it beside its null. A latent that informs
+    about nothing at all, such as a constant one, counts 0.
 
     Args:
         codes: `[n, latent]`.
-        factors: `[n, factor]`, two or more of them.
+        factors: `[n, factor]`.
         bins: of the codes.
         n_null: permutations for the value of unrelated codes.
         seed: of the permutations.
 
-    Returns: the score in [0, 1], with `matrix` the mutual information in nats.
+    Returns: the score in [0, 1], with `matrix` the mutual information in nats; None of a single factor, or where no latent informs.
 
     Raises:
         DataError: codes or factors that do not fit, or no bins.
@@ -79,7 +82,8 @@ def modularity(
         each = np.where(best > 0, 1 - np.divide(rest, best, out=np.ones_like(best), where=best > 0), 0.0)
         return float(each.mean()), {}, information
 
-    return scored("modularity", table, score, n_null, seed)
+    why = "there is one factor only" if table.factors.shape[1] < 2 else "no latent informs about any factor"
+    return scored("modularity", table, score, n_null, seed, undefined=why)
 
 
 def mutual_information(table: Table, bins: int) -> Float[np.ndarray, "latent factor"]:

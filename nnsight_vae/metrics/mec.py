@@ -16,8 +16,9 @@ def infomec(codes: np.ndarray, factors: np.ndarray, *, n_null: int = 5, seed: in
     """InfoM, InfoC and InfoE: does each latent inform about one factor, each factor sit in one latent, and all of it show linearly?
 
     With ``N_kj = I(s_k; z_j) / H(s_k)``: ``InfoM = (mean_j max_k N_kj / sum_k N_kj - 1/K) / (1 - 1/K)``, InfoC the same over latents,
-    and ``InfoE = mean_k 1 - H(s_k | z) / H(s_k)`` with the conditional entropy of a logistic regression. Pure noise has an InfoM of
-    about .6 and an InfoE near 0, so no InfoM is worth reading without its InfoE.
+    and ``InfoE = mean_k 1 - H(s_k | z) / H(s_k)`` with the conditional entropy of a logistic regression, on the examples that it was
+    fitted to. Pure noise has an InfoM of about .6 and an InfoE near 0, so no InfoM is worth reading without its InfoE; and of few
+    examples and many latents neither, for the regression then tells noise apart too.
 
     Args:
         codes: `[n, latent]`; those that vary over less than a twentieth of the widest range are left out.
@@ -28,7 +29,7 @@ def infomec(codes: np.ndarray, factors: np.ndarray, *, n_null: int = 5, seed: in
     Returns: InfoM as the value; `compactness` (InfoC) and `explicitness` (InfoE) as parts; `matrix` N `[latent, factor]`.
 
     Raises:
-        DataError: codes or factors that do not fit, or one factor only.
+        DataError: codes or factors that do not fit, one factor only, or one example a value of a factor.
 
     Source: Hsu et al. 2023 (arXiv 2305.18378), section 4; information of continuous codes by nearest neighbours (Ross 2014).
 
@@ -41,6 +42,9 @@ def infomec(codes: np.ndarray, factors: np.ndarray, *, n_null: int = 5, seed: in
     table = Table.of(codes, factors)
     if table.factors.shape[1] < 2:
         raise DataError("InfoMEC compares factors; there is one only.")
+    single = [k for k, classes in enumerate(table.classes.T) if np.bincount(classes).max() < 2]
+    if single:
+        raise DataError(f"factors {single} (columns) show every value once, so nothing can be told of its neighbours.")
 
     def score(table: Table) -> tuple[float | None, dict[str, float], np.ndarray | None]:
         width = np.ptp(table.codes, axis=0)

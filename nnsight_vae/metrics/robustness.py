@@ -16,7 +16,8 @@ def irs(
 
     For each value v of factor k, latent j deviates from its mean there by at most (in that quantile) ``dev``; the largest deviation
     from its overall mean is ``dev_max``. The score of a latent is the best over factors, that of a model their mean weighted by
-    ``dev_max``. Latents of pure noise score .35 to .45, and one example a value scores 1: read it beside its null.
+    ``dev_max``, so that rescaling one latent changes the score of a model (and rescaling all of them does not). Latents of pure noise
+    score .35 to .45, and one example a value scores 1: read it beside its null.
 
     Args:
         codes: `[n, latent]`.
@@ -25,7 +26,7 @@ def irs(
         n_null: permutations for the value of unrelated codes.
         seed: of the permutations.
 
-    Returns: the score in [0, 1]; `matrix` the robustness of each latent to all but each factor.
+    Returns: the score, at most 1, and a little below 0 at the least; `matrix` the robustness of each latent to all but each factor.
 
     Raises:
         DataError: codes or factors that do not fit, or a quantile out of range.

@@ -120,6 +120,7 @@ def scored(
     seed: int,
     *,
     of_classes: bool = True,
+    undefined: str = "all codes are constant",
 ) -> FactorScore:
     """A score with its value for unrelated codes.
 
@@ -130,6 +131,7 @@ def scored(
         n_null: how many times the rows are permuted.
         seed: of the permutations.
         of_classes: whether it looks at classes of factors, so that it matters which were binned.
+        undefined: why the score is None where it is.
 
     Raises:
         DataError: `n_null` is no whole number >= 0.
@@ -138,7 +140,7 @@ def scored(
     value, parts, matrix = score(table)
     rng = np.random.default_rng(seed)
     values = [v for _ in range(n_null) if (v := score(table.permuted(rng))[0]) is not None]
-    notes = [] if value is not None else ["undefined: all codes are constant"]
+    notes = [] if value is not None else [f"undefined: {undefined}"]
     if of_classes and table.binned:
         notes.append(f"factors {list(table.binned)} cut into {_BINS} equally frequent classes")
     if table.constant:
@@ -185,4 +187,7 @@ def _classes(values: Float[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " n"], bo
     if len(levels) <= _MOST_CLASSES:
         return classes, False
     edges = np.quantile(values, np.arange(1, _BINS) / _BINS)
-    return np.unique(np.searchsorted(edges, values, side="right"), return_inverse=True)[1], True
+    cut = np.searchsorted(edges, values, side="right")
+    if np.ptp(cut) == 0:  # all edges are the least value, which most examples have: it against the rest
+        cut = np.searchsorted(edges, values, side="left")
+    return np.unique(cut, return_inverse=True)[1], True

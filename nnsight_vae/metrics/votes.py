@@ -66,6 +66,8 @@ def beta_vae_score(
 ) -> FactorScore:
     """beta-VAE score: accuracy of a linear classifier that tells the shared factor of two batches from their mean |difference|.
 
+    Codes are taken as they are, as published: rescaling a latent changes how much of it the (penalised) classifier can use.
+
     Args:
         sampler: draws codes with one factor fixed; see `grid_sampler`. Each pair of codes shares one value.
         n_factors: how many factors.
@@ -77,7 +79,7 @@ def beta_vae_score(
     Returns: accuracy in [0, 1]; as null the share of the factor drawn most.
 
     Raises:
-        DataError: the sampler returns no such codes, or a number is not positive.
+        DataError: the sampler returns no such codes, a number is not positive, or there is one factor only.
 
     Source: Higgins et al. 2017 (ICLR), section 3.
 
@@ -96,7 +98,10 @@ def beta_vae_score(
 
     features, factors = points(train)
     if len(np.unique(factors)) < 2:
-        raise DataError(f"train={train} points hold one factor only; ask for more.")
+        few = (
+            "there is one factor only" if n_factors < 2 else f"train={train} points hold one factor only; ask for more"
+        )
+        raise DataError(f"{few}: a classifier needs two to tell apart.")
     model = LogisticRegression(max_iter=1000).fit(features, factors)
     features, factors = points(test)
     return _against_chance("beta-VAE score", float(model.score(features, factors)), factors.tolist(), n_factors)

@@ -114,7 +114,7 @@ def _no_adapter(model: nn.Module) -> str:
     return (
         f"{name} does not look like a VAE: expected methods encode(x) and decode(z), or submodules encoder and decoder. "
         f"Its modules:\n{shown}\n"
-        "Say how it encodes and decodes:\n"
+        "Say how it encodes and decodes; of a forward that does both, these are its lines up to mu and logvar, and those after z:\n"
         f"  class My{name}(nv.adapters.Adapter):\n"
         "      def encode(self, model, x):\n"
         "          return nv.Posterior(model.mu(x), model.logvar(x))  # mean and log variance, by modules of the model\n"

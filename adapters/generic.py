@@ -24,9 +24,11 @@ _RECONSTRUCTION = (
     "sample",
     "reconstructions",
     "output",
+    "mean",
+    "loc",
+    "probs",
     "logits",
 )
-
 
 _MU_HEADS = ("fc_mu", "fc_mean", "mu", "to_mu")
 _LOGVAR_HEADS = ("fc_logvar", "fc_log_var", "fc_var", "logvar", "log_var", "to_logvar")
@@ -114,7 +116,7 @@ def read_reconstruction(value: Any, *, where: str) -> Tensor:
     if isinstance(value, Tensor):
         return value
     if isinstance(value, torch.distributions.Distribution):
-        return value.mean
+        return _mean(value, where)
     if is_dataclass(value) and not isinstance(value, type):
         value = {f.name: getattr(value, f.name) for f in fields(value)}
     elif isinstance(value, tuple) and hasattr(value, "_asdict"):
@@ -124,11 +126,24 @@ def read_reconstruction(value: Any, *, where: str) -> Tensor:
             if isinstance(value.get(name), Tensor):
                 return value[name]
         raise AdapterError(
-            f"{where} returned fields {', '.join(map(str, value))}; expected one of {', '.join(_RECONSTRUCTION)}."
+            f"{where} returned fields {', '.join(map(str, value))}; expected one of {', '.join(_RECONSTRUCTION)}. Say which is the "
+            f"reconstruction: nv.adapt(module, encoder=..., decoder=lambda z: module.decoder(z)[{next(iter(value), 'name')!r}])."
         )
     if isinstance(value, tuple | list) and value and isinstance(value[0], Tensor):
         return value[0]
     raise AdapterError(f"{where} returned {type(value).__name__}, expected the reconstruction as a tensor.")
+
+
+def _mean(value: torch.distributions.Distribution, where: str) -> Tensor:
+    try:
+        if not isinstance(value, torch.distributions.Categorical):  # whose mean is NaN: its outcomes are no numbers
+            return value.mean
+    except NotImplementedError:
+        pass
+    raise AdapterError(
+        f"{where} returned a {type(value).__name__}, which has no mean. Say which tensor is the reconstruction, such as its "
+        "probabilities: nv.adapt(module, encoder=..., decoder=lambda z: module.decoder(z).probs)."
+    )
 
 
 def own_codebook(model: nn.Module | None) -> Float[Tensor, "codes channels"] | None:

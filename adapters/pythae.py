@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxtyping import Float
 from nnsight_vae.adapters.base import Adapter, library_classes
-from nnsight_vae.adapters.reference import NoNoise
+from nnsight_vae.adapters.reference import Noise
 from torch import Tensor, nn
 
 from nnsight_vae.errors import AdapterError
@@ -59,7 +59,7 @@ class PythaeFlow(Pythae):
 
     def reference(self, model: Any, x: Float[Tensor, "n *image"]) -> tuple[Float[Tensor, "n *image"], str]:
         """The model's own forward, with its noise at zero."""
-        with NoNoise():
+        with Noise():
             return model({"data": x})["recon_x"], "forward with its noise at zero"
 
 

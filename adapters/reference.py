@@ -1,8 +1,8 @@
-"""A module's own reconstruction, to hold the wrapped one against: its forward, with its noise taken out where it samples."""
+"""A module's own reconstruction, to hold the wrapped one against: its forward, with its noise where we want it where it samples."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -12,29 +12,46 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _DRAWS = (torch.ops.aten.randn, torch.ops.aten.randn_like)
+_STANDARD = (("mean", 0.0), ("std", 1.0))  # of normal_, where its call leaves them out
 
 
-class NoNoise(TorchDispatchMode):
-    """Every normal draw inside is its mean, so that a forward that samples takes its deterministic path.
+class Noise(TorchDispatchMode):
+    """Every normal draw inside is `at` standard deviations from its mean, so that a forward that samples is deterministic.
+
+    Attributes:
+        shapes: of the draws made.
 
     Example:
-        >>> with NoNoise():
+        >>> with Noise() as noise:
         ...     torch.randn(3)
         tensor([0., 0., 0.])
+        >>> with Noise(at=1.0):
+        ...     torch.normal(torch.tensor([5.0]), torch.tensor([2.0]))
+        tensor([7.])
     """
+
+    def __init__(self, at: float = 0.0) -> None:
+        super().__init__()
+        self.at = at
+        self.shapes: list[tuple[int, ...]] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run one operation; a normal draw gives its mean."""
-        kwargs = kwargs or {}
-        if func.overloadpacket is torch.ops.aten.normal_:
-            return args[0].fill_(args[1] if len(args) > 1 else kwargs.get("mean", 0.0))
+        """Run one operation; of a normal draw, give the value asked for."""
+        kwargs, operation = kwargs or {}, func.overloadpacket
+        if operation is torch.ops.aten.normal_:
+            mean, sd = ([*args[1:], *(kwargs.get(name, default) for name, default in _STANDARD[len(args) - 1 :])])[:2]
+            self.shapes.append(tuple(args[0].shape))
+            return args[0].fill_(mean + self.at * sd)
         result = func(*args, **kwargs)
-        if func.overloadpacket in _DRAWS:
-            return result.zero_()
-        if func.overloadpacket is torch.ops.aten.normal:
-            return torch.zeros_like(result) + args[0]
+        if operation in _DRAWS:
+            self.shapes.append(tuple(result.shape))
+            return result.fill_(self.at)
+        if operation is torch.ops.aten.normal:
+            self.shapes.append(tuple(result.shape))
+            sd = args[1] if len(args) > 1 else kwargs.get("std", 1.0)
+            return torch.zeros_like(result) + args[0] + self.at * sd
         return result
 
 
@@ -57,15 +74,49 @@ def own_reconstruction(
         first, second = (_reconstructions(model(x, *given), x, expected) for _ in range(2))
         path = "forward(x)"
         if not _equal(first, second):
-            with NoNoise():
+            with Noise():
                 first, second = (_reconstructions(model(x, *given), x, expected) for _ in range(2))
             path = "forward(x) with its noise at zero"
     except Exception:  # a forward of x is a convention, not a duty: it may want labels, or not exist
         return None
     if not first or not _equal(first, second):
         return None
-    alike = [output for output in first if output.shape == expected.shape]
-    return min(alike or first[:1], key=lambda output: _distance(output, expected)), path
+    return _nearest(first, expected), path
+
+
+def own_sample(
+    model: nn.Module,
+    x: Float[Tensor, "n *image"],
+    expected: Float[Tensor, "n *image"],
+    latent: Sequence[int],
+    *given: Tensor,
+) -> Float[Tensor, "n *image"] | None:
+    """What the module's forward reconstructs with all its noise at one standard deviation, where that noise is the latent's.
+
+    Args:
+        model: the module itself, not its wrapper.
+        x: inputs `[n, *image]`.
+        expected: what the wrapper reconstructs from the same noise; tells which of several outputs is meant.
+        latent: shape `[n, *latent]` of the one draw that a VAE makes.
+        given: conditions that the forward takes after x.
+
+    Returns: the reconstruction; None where forward draws nothing, draws other or more noise, or cannot be compared.
+    """
+    found = []
+    for _ in range(2):
+        try:
+            with Noise(at=1.0) as noise:
+                found.append(_reconstructions(model(x, *given), x, expected))
+        except Exception:  # as above: a forward of x is a convention
+            return None
+        if noise.shapes != [tuple(latent)]:
+            return None
+    return _nearest(found[0], expected) if found[0] and _equal(*found) else None
+
+
+def _nearest(outputs: list[Tensor], expected: Tensor) -> Tensor:
+    alike = [output for output in outputs if output.shape == expected.shape]
+    return min(alike or outputs[:1], key=lambda output: _distance(output, expected))
 
 
 def _reconstructions(value: Any, x: Tensor, expected: Tensor) -> list[Tensor]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from nnsight_vae.adapters.base import Adapter, library_classes
-from nnsight_vae.adapters.reference import NoNoise
+from nnsight_vae.adapters.reference import Noise
 from torch import Tensor
 
 from nnsight_vae.errors import AdapterError
@@ -85,7 +85,7 @@ class SCVI(Adapter):
             keys.CAT_COVS_KEY: covariates["cat_covs"],
             keys.SIZE_FACTOR_KEY: self._log_library(x).exp(),
         }
-        with NoNoise():
+        with Noise():
             px = model(tensors, compute_loss=False)[1]["px"]
         scale = px.normal_mu if hasattr(px, "normal_mu") else px.scale
         return self._log_library(x).exp() * scale, "forward's px_scale with its noise at zero, times the library size"

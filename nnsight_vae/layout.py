@@ -73,7 +73,8 @@ def read_layout(root: Wrapped, x: Tensor, known: Iterable[tuple[int, ...]] = ())
         raise AdapterError(
             f"{type(root.adapter).__name__} cannot run this {type(root.model).__name__}: {error}. Say how to encode and decode with "
             "nv.adapt(module, encoder=lambda x: (mu, logvar), decoder=lambda z: reconstruction); a conditional VAE, which takes more than x, "
-            "is wrapped with given=."
+            "is wrapped with given=, and where one half takes no condition, with nv.adapt(module, encoder=lambda x, y: module.encode(x), "
+            "decoder=module.decode, given=y)."
         ) from error
     except Exception as error:
         shapes = ", ".join(str(("n", *shape)) for shape in known)

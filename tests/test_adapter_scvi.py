@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from matrix import conforms
-from nnsight_vae.adapters.reference import NoNoise
+from nnsight_vae.adapters.reference import Noise
 from nnsight_vae.adapters.scvi import SCVI
 
 import nnsight_vae as nv
@@ -90,7 +90,7 @@ def test_it_is_found_and_is_what_scvi_calls_normalised_expression():
     in_batch_a = np.arange(CELLS) % 2 == 0
     mean = model.get_latent_representation()  # of each cell in its own batch
     np.testing.assert_allclose(vae.encode(x).mu.detach()[in_batch_a], mean[in_batch_a], rtol=1e-5, atol=1e-6)
-    with NoNoise():  # it draws cells' states; here each is at its mean
+    with Noise():  # it draws cells' states; here each is at its mean
         own = model.get_normalized_expression(library_size=1e4, transform_batch="a", return_numpy=True)
     np.testing.assert_allclose(vae(x).detach()[in_batch_a], own[in_batch_a], rtol=1e-5)
 

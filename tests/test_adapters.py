@@ -304,7 +304,7 @@ def test_registered_adapters_come_first_and_broken_ones_are_named(monkeypatch):
 
 
 def test_no_noise_ends_with_its_block():
-    with reference.NoNoise():
+    with reference.Noise():
         assert torch.randn(3).abs().sum() == 0
     assert torch.randn(3, generator=torch.Generator().manual_seed(0)).abs().sum() > 0
 

@@ -353,7 +353,7 @@ def test_a_model_that_nothing_fits_is_shown_with_lines_that_work():
     assert "\n  ...\n" in said
     assert len(said.splitlines()) < 40
     names = {"nv": nv, "model": model}
-    exec(textwrap.dedent(said.split("decodes:\n")[1]), names)
+    exec(textwrap.dedent(said.split("after z:\n")[1]), names)
     check_adapter(names["vae"], torch.rand(5, 8, generator=seeded()))
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from nnsight_vae.circuits.wiring.contributions import Linear, port_axis
 from nnsight_vae.engine import CHUNK_BYTES, MIN_ROWS
@@ -162,7 +164,7 @@ class Prober:
             )
         noise = None if self.eps is None else self.eps.expand(len(x), *self.eps.shape[1:])
         try:
-            with torch.no_grad():
+            with torch.no_grad(), _unvalidated():
                 self.vae(x, eps=noise)
         except _Heard:
             pass
@@ -171,7 +173,7 @@ class Prober:
         except Exception as error:  # whatever the model's own code makes of values that it never sees otherwise
             raise CircuitError(
                 f"{type(self.vae.module).__name__} does not run with other activations in place of its own, as it must to tell which unit "
-                f"reaches which: {type(error).__name__}: {error}"
+                f"reaches which: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
             ) from error
         finally:
             for handle in handles:
@@ -180,6 +182,17 @@ class Prober:
         if missing:
             raise CircuitError(f"{missing[0].removeprefix('model.')!r} was not reached when the model ran again.")
         return heard
+
+
+@contextmanager
+def _unvalidated() -> Iterator[None]:
+    """Distributions that the model makes take any parameters: a scale that is a softplus may be 0 where other values are in place."""
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
 
 
 def units_of(firing: Firing) -> int:

@@ -38,21 +38,29 @@ class Kernels(NamedTuple):
 
 
 def kernels(vae: VAE, x: Tensor) -> Kernels:
-    """What runs another way in a run without gradients on inputs like x.
+    """What runs another way in a run on inputs like x, in which no gradient by a weight is asked for.
 
     Nothing where that does not pay (no float32 on CPU), where a hook of the user's would see it, and where the model does something
     else then.
     """
-    plain = torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type) or x.dtype != torch.float32
+    plain = torch.is_autocast_enabled(x.device.type) or x.dtype != torch.float32
     if plain or x.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return Kernels()
     firings = vae.layout(x).firings
-    if any(f.module._forward_hooks or f.module._forward_pre_hooks for f in firings.values()):
+    if any(_is_hooked(f.module) for f in firings.values()):
         return Kernels()
     key = tuple(x.shape[1:])
     if key not in vae._kernels:
         vae._kernels[key] = _tried(vae, x)
     return vae._kernels[key]
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    forward, backward = (
+        (module._forward_hooks, module._forward_pre_hooks),
+        (module._backward_hooks, module._backward_pre_hooks),
+    )
+    return any(map(bool, (*forward, *backward)))
 
 
 def kernel_events(vae: VAE, x: Tensor) -> list[tuple[int, Callable[[], None]]]:

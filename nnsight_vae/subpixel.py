@@ -6,12 +6,15 @@ put next to each other (Shi et al. 2016). The products are the same but for thos
 than another, and summed in another order.
 
 On CPU a transposed convolution writes every product out before it sums, which for few channels takes up to four times as long.
+Its gradient in the input is an ordinary convolution, and fast as it is.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,7 +25,7 @@ _FEW = 2500  # fits timings of kernels 2 to 5 with stride 2, 8 to 128 channels i
 
 
 def transposed(layer: nn.ConvTranspose2d, x: Float[Tensor, "n channels rows columns"]) -> Float[Tensor, "n out h w"]:
-    """What a transposed convolution makes of x, channels last in memory.
+    """What a transposed convolution makes of x, channels last in memory; differentiable in x, the weights held.
 
     Args:
         layer: with any stride, padding, output padding, dilation and groups.
@@ -37,6 +40,27 @@ def transposed(layer: nn.ConvTranspose2d, x: Float[Tensor, "n channels rows colu
         >>> bool(torch.allclose(transposed(layer, x), layer(x), atol=1e-5))
         True
     """
+    differentiated = torch.is_grad_enabled() and x.requires_grad
+    return _Differentiated.apply(x, layer) if differentiated else _by_phases(layer, x)
+
+
+class _Differentiated(torch.autograd.Function):
+    """The gradient through the convolution that the layer is the transpose of, instead of through every rearrangement."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: nn.ConvTranspose2d) -> Tensor:
+        ctx.layer, ctx.size = layer, x.shape[2:]
+        return _by_phases(layer, x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        layer, (rows, columns) = ctx.layer, ctx.size
+        weight = layer.weight.detach()
+        pulled = F.conv2d(gradient, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
+        return pulled[..., :rows, :columns], None  # an output padding can make room for more positions
+
+
+def _by_phases(layer: nn.ConvTranspose2d, x: Tensor) -> Tensor:
     rows, columns = (_Axis.of(layer, axis, x.shape[2 + axis]) for axis in (0, 1))
     weight, bias = _phases(layer, rows, columns)
     out = F.conv2d(channels_last(x), weight, bias, padding=(rows.around, columns.around), groups=layer.groups)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -108,11 +109,11 @@ def test_a_model_that_does_not_mind_is_not_taken_for_one_that_does():
     assert found(nv.VAE(seeded(Picky("nothing"))), images(ConvVAE(), 3)) == FOUND
 
 
-def test_hooks_gradients_other_types_and_models_without_convolutions_keep_the_default_order():
+def test_hooks_other_types_and_models_without_convolutions_keep_the_default_order():
     model = seeded(ConvVAE())
     x = images(model, 3)
     vae = nv.VAE(copy.deepcopy(model))
-    assert kernels(vae, x) == Kernels()  # gradients are on
+    assert kernels(vae, x) == FOUND  # gradients are on
     seen = []
     handle = vae.module.decoder[5].register_forward_hook(lambda module, args, output: seen.append(args[0].stride()))
     assert found(vae, x) == Kernels()
@@ -121,6 +122,9 @@ def test_hooks_gradients_other_types_and_models_without_convolutions_keep_the_de
     assert all(stride[-1] == 1 for stride in seen)
     handle.remove()
     assert found(vae, x) == FOUND
+    handle = vae.module.decoder[5].register_full_backward_hook(lambda module, into, out: None)
+    assert kernels(vae, x) == Kernels()
+    handle.remove()
     with torch.autocast("cpu", torch.bfloat16):
         assert found(vae, x) == Kernels()
     assert found(nv.VAE(copy.deepcopy(model).double(), example=x.double()), x.double()) == Kernels()
@@ -183,6 +187,16 @@ def test_a_transposed_convolution_is_an_ordinary_one_whose_channels_are_the_phas
     got = transposed(layer, x)
     assert is_channels_last(got)
     torch.testing.assert_close(got, layer(x), atol=1e-5, rtol=1e-5)
+    with torch.enable_grad():
+        x.requires_grad_()
+        gradients = [torch.autograd.grad(f(x).sin().sum(), x)[0] for f in (partial(transposed, layer), layer)]
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_of_a_transposed_convolution_can_be_differentiated_again():
+    layer = nn.ConvTranspose2d(2, 1, 4, 2, 1).double()
+    x = torch.rand(2, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda x: transposed(layer, x).square(), x)
 
 
 def test_only_transposed_convolutions_of_few_channels_run_as_ordinary_ones():

@@ -195,6 +195,19 @@ def test_a_deep_circuit_with_pictures_is_seen_whole_when_it_opens(open_page):
         assert box["x"] + box["width"] <= room["x"] + room["width"]
 
 
+def test_titles_of_deep_columns_are_told_apart_and_never_overlap(open_page):
+    graph = nx.DiGraph()
+    for layer in range(8):
+        site = f"encoder.down_blocks.{layer}.resnets.0.conv1"
+        graph.add_node(f"{site}[3]", site=site, layer=layer, kind="conv")
+    nx.add_path(graph, list(graph), effect=1.0)
+    page = open_page(graph, size=(1000, 700))
+    titles = page.locator("#titles text")
+    assert titles.all_text_contents() == [f"encoder…{layer}…0.conv1" for layer in range(8)]
+    boxes = [titles.nth(i).bounding_box() for i in range(8)]
+    assert all(a["x"] + a["width"] + 4 < b["x"] for a, b in itertools.pairwise(boxes))
+
+
 def test_the_circuit_of_a_factor_can_be_hidden(open_page):
     graph = nx.DiGraph(factors=["angle", "light"])
     graph.add_edge("a", "b", effect=1.0, factors={"angle": 0.5, "light": -0.25})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -153,14 +154,21 @@ def _curves(
 
 
 def shorten(label: str) -> str:
-    """The label, its middle left out where it is too long for a box.
+    """The label where it fits into a box; else without the words within a path, whose numbers tell blocks apart; else without its middle.
 
     Example:
         >>> shorten("decoder.up_blocks.1.resnets.0.conv1[12]")
-        'decoder.up_b….0.conv1[12]'
+        'decoder…1…0.conv1[12]'
+        >>> shorten("a_module_of_a_very_long_name_indeed")
+        'a_module_of_…_name_indeed'
     """
     if len(label) <= _MOST_CHARACTERS:
         return label
+    first, *within, last = label.split(".") if "." in label else (label, label)
+    kept = [part if part.isdigit() else "…" for part in within]
+    short = re.sub(r"\.?…[.…]*", "…", ".".join([first, *kept, last])) if within else label
+    if len(short) <= _MOST_CHARACTERS:
+        return short
     half = (_MOST_CHARACTERS - 1) // 2
     return f"{label[:half]}…{label[-half:]}"
 

@@ -135,7 +135,7 @@ function curve(edge, shift) {
 function columnsOf(visible) {
   const room = data.titles.map((title, i) => {
     const widest = Math.max(0, ...nodes.filter(node => node.column === i && visible.has(node.index)).map(node => node.width));
-    return widest ? Math.max(widest, 6.6 * title.length) : 0;
+    return widest ? Math.max(widest, 7.4 * title.length) : 0;
   });
   const used = room.filter(width => width).length, taken = room.reduce((sum, width) => sum + width, 2 * MARGIN);
   const gap = Math.min(110, Math.max(30, (find("drawing").clientWidth - taken) / Math.max(used - 1, 1)));

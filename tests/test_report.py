@@ -17,9 +17,12 @@ from typer.testing import CliRunner
 
 import nnsight_vae as nv
 from nnsight_vae import cli
-from nnsight_vae.report import Settings, analyze, summary as summary_text
+from nnsight_vae.report import Settings, analysis, analyze, summary as summary_text
+from nnsight_vae.report.effect_steps import split_effects
 from nnsight_vae.report.folder import Folder
-from nnsight_vae.report.steps import Run, _match
+from nnsight_vae.report.graph_steps import relate_factors
+from nnsight_vae.report.latent_steps import match
+from nnsight_vae.report.run import Run
 
 SMALL = ["--pairs", "12", "--images", "24"]
 
@@ -108,11 +111,11 @@ def test_the_same_seed_gives_the_same_numbers(report, folder, tmp_path):
 def test_an_interrupted_run_keeps_what_it_finished_and_continues(report, folder, tmp_path, monkeypatch):
     out = tmp_path / "report"
 
-    def stop(self):
+    def stop(run):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "mediation", stop)
+        patch.setattr(analysis, "STEPS", tuple(stop if step is split_effects else step for step in analysis.STEPS))
         result = analyse(folder, out)
     assert result.exit_code == 130
     assert "continues from there" in result.output
@@ -237,7 +240,7 @@ def test_a_model_with_one_latent_is_analysed_and_its_undefined_control_is_null(t
     run = Run(one_latent(), data, Folder(tmp_path), Settings(images=40), "one latent")
     run.intervenes = True
     run.mapping = nv.causal.map_factors(run.vae, data, n=40)
-    run.graphs()
+    relate_factors(run)
     rows = run.sections["interchange"]
     assert rows
     assert {row["control"] for row in rows} == {None}
@@ -248,6 +251,14 @@ def test_a_model_with_one_latent_is_analysed_and_its_undefined_control_is_null(t
 def one_latent() -> nv.VAE:
     eye = torch.eye(3, dtype=torch.double)
     return nv.VAE(LinearVAE(eye, eye[:1], eye[:, :1], eye, logvar=-8.0))
+
+
+def test_what_is_no_model_and_no_data_set_is_called_so(tmp_path):
+    with pytest.raises(nv.AdapterError, match="where a VAE belongs"):
+        analyze(one_latent().module, LinearWorld(), tmp_path / "out")
+    with pytest.raises(nv.DataError, match="got a DiGraph where a data set belongs"):
+        analyze(one_latent(), LinearWorld().graph, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_factory_in_the_working_directory_is_found(tmp_path):
@@ -265,5 +276,5 @@ def test_a_match_names_what_else_the_latent_moves():
     eye, half = torch.eye(3, dtype=torch.double), math.sqrt(0.5)
     turn = torch.tensor([[half, half, 0], [-half, half, 0], [0, 0, 1]], dtype=torch.double)
     found = nv.causal.map_factors(nv.VAE(LinearVAE(eye, turn, turn.T, eye, logvar=-8.0)), LinearWorld(), n=60)
-    also = {factor: _match(found, factor)["also"] for factor in found.factors}
+    also = {factor: match(found, factor)["also"] for factor in found.factors}
     assert also == {"cause": ["effect"], "effect": ["cause"], "other": []}

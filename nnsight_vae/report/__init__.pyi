@@ -1,2 +1,3 @@
-from .analysis import Settings as Settings, analyze as analyze
+from .analysis import analyze as analyze
+from .run import Settings as Settings
 from .summary import Summary as Summary

@@ -5,37 +5,31 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from nnsight_vae.arguments import require
 from nnsight_vae.datasets.base import Dataset
 from nnsight_vae.errors import NnsightVaeWarning
+from nnsight_vae.report.effect_steps import change_inputs, patch_units, split_effects
 from nnsight_vae.report.folder import Folder
-from nnsight_vae.report.steps import Run
+from nnsight_vae.report.graph_steps import extract_all, extract_one, relate_factors
+from nnsight_vae.report.latent_steps import describe, map_latents, measure
+from nnsight_vae.report.run import Run, Settings
+from nnsight_vae.report.page import page
 from nnsight_vae.report.summary import Summary
 from nnsight_vae.vae import VAE
 
-
-@dataclass(frozen=True)
-class Settings:
-    """How much to run, and what counts.
-
-    Attributes:
-        factors: the factors whose units and circuit are sought; None: every factor the dataset's readout can read. Latents and
-            graphs are always about all of them.
-        pairs: pairs per factor.
-        images: images for latent-level results.
-        q: false discovery rate of the units that carry a factor.
-        min_effect: smallest effect of a unit that counts, in factor standard deviations.
-        seed: of everything random.
-    """
-
-    factors: tuple[str, ...] | None = None
-    pairs: int = 64
-    images: int = 256
-    q: float = 0.05
-    min_effect: float = 0.05
-    seed: int = 0
+# In this order: later steps need what earlier ones found. Each is told to the user by its first sentence.
+STEPS: tuple[Callable[[Run], None], ...] = (
+    describe,
+    map_latents,
+    measure,
+    change_inputs,
+    patch_units,
+    split_effects,
+    relate_factors,
+    extract_one,
+    extract_all,
+)
 
 
 def analyze(
@@ -75,22 +69,13 @@ def analyze(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", NnsightVaeWarning)
         run = Run(vae, data, folder, settings, name or type(vae.module).__name__)
-        for step in (
-            run.describe,
-            run.map,
-            run.metrics,
-            run.inputs,
-            run.patching,
-            run.mediation,
-            run.graphs,
-            run.circuit,
-            run.circuits,
-        ):
+        for step in STEPS:
             say((step.__doc__ or "").split(".")[0])
-            step()
+            step(run)
     run.summary.cautions += list(
         dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, NnsightVaeWarning))
     )
-    run.summary.files = [*folder.written, "summary.json"]
+    run.summary.files = [*folder.written, "index.html", "summary.json"]
+    folder.text("index.html", page(run.summary))
     folder.record("summary.json", run.summary.to_dict())
     return run.summary

@@ -45,6 +45,10 @@ class Folder:
         """Write plain data as JSON."""
         write_atomically(self._note(name), json.dumps(data, indent=2, allow_nan=False).encode())
 
+    def text(self, name: str, text: str) -> None:
+        """Write a text or a page."""
+        write_atomically(self._note(name), text.encode())
+
     def figure(self, name: str, figure: Figure) -> None:
         """Write a figure under `figures/`."""
         from nnsight_vae.plots import save_figure

@@ -27,14 +27,16 @@ class Summary:
         """Everything as plain JSON data."""
         return {"schema": "nnsight-vae/summary@1", **self.sections, "cautions": self.cautions, "files": self.files}
 
-    def __str__(self) -> str:
+    def text(self) -> str:
+        """The findings and the cautions."""
         writers = (_model, _latents, _patching, _graphs, _circuit, _circuits)
         lines = [line for write in writers for line in write(self.sections)]
         if self.cautions:
             lines += ["", "Read with care", *(f"  - {caution}" for caution in self.cautions)]
-        tables = [name for name in self.files if "/" not in name]
-        lines += ["", f"Files in {self.folder}: {', '.join(tables)}; figures/ and effects/ beside them."]
         return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return f"{self.text()}\n\nOpen {self.folder / 'index.html'}: all of this with figures, tables and graphs."
 
 
 def _model(sections: dict[str, Any]) -> list[str]:

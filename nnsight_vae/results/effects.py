@@ -21,7 +21,6 @@ from nnsight_vae.stats import discovery, intervals
 from nnsight_vae.stats.clusters import Design
 from nnsight_vae.stats.discovery import DiscoveryMethod, TestResult
 from nnsight_vae.stats.intervals import IntervalMethod
-from nnsight_vae.wording import count
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -275,16 +274,9 @@ class Effects:
         return effects_text.table(self)
 
     def __repr__(self) -> str:
-        clusters = "" if self.groups is None else f" ({self.n_clusters} clusters)"
-        if self.source_groups is not None:
-            clusters = " ({} bases x {} sources)".format(*map(len, self._design.ways))
-        sizes = count(len(self.units), "unit"), count(len(self.targets), "target"), count(self.n_pairs, "pair")
-        text = f"Effects({self.estimand}: {' x '.join(sizes)}{clusters}"
-        if self.units:
-            mean = self.mean()
-            unit, target = np.unravel_index(np.abs(mean).argmax(), mean.shape)
-            text += f"; largest mean {self.units[unit]} -> {self.targets[target]} {mean[unit, target]:+.3g}"
-        return text + ")"
+        from nnsight_vae.results import effects_text
+
+        return effects_text.line(self)
 
     @property
     def _ids(self) -> tuple[np.ndarray | None, np.ndarray | None]:

@@ -1,4 +1,4 @@
-"""Effects as text: the largest with their intervals."""
+"""Effects as text: in a line, and the largest with their intervals."""
 
 from __future__ import annotations
 
@@ -9,8 +9,30 @@ import numpy as np
 from nnsight_vae.guards import FEW_CLUSTERS
 from nnsight_vae.results.effects import Effects
 from nnsight_vae.stats import intervals
+from nnsight_vae.stats.clusters import Design
+from nnsight_vae.wording import count
 
 _SHOWN = 10
+
+
+def line(effects: Effects) -> str:
+    """What `repr(effects)` is: of what, over how much, and the largest."""
+    sizes = count(len(effects.units), "unit"), count(len(effects.targets), "target"), count(effects.n_pairs, "pair")
+    text = f"Effects({effects.estimand}: {' x '.join(sizes)}{_clusters(effects)}"
+    if effects.units:
+        mean = effects.mean()
+        unit, target = np.unravel_index(np.abs(mean).argmax(), mean.shape)
+        text += f"; largest mean {effects.units[unit]} -> {effects.targets[target]} {mean[unit, target]:+.3g}"
+    return text + ")"
+
+
+def _clusters(effects: Effects) -> str:
+    if effects.groups is None:
+        return ""
+    if effects.source_groups is None:
+        return f" ({effects.n_clusters} clusters)"
+    ways = Design.of(effects.n_pairs, effects.groups, effects.source_groups).ways
+    return " ({} bases x {} sources)".format(*map(len, ways))
 
 
 def table(effects: Effects) -> str:
@@ -31,11 +53,11 @@ def table(effects: Effects) -> str:
 
 
 def _head(effects: Effects) -> str:
-    pairs, clusters = effects.n_pairs, effects.n_clusters
+    clusters = effects.n_clusters
     few = ", indicative with so few" if clusters < FEW_CLUSTERS else ""
     how = f"with 95 % intervals over {clusters:,} clusters{few}" if clusters > 1 else "without intervals"
     unit = effects.provenance.get("unit")
-    return f"{effects.estimand}{f', in {unit}' if unit else ''}: means of {pairs:,} pair{'s' * (pairs != 1)} {how}"
+    return f"{effects.estimand}{f', in {unit}' if unit else ''}: means of {count(effects.n_pairs, 'pair')} {how}"
 
 
 def _rows(effects: Effects, places: list[tuple[int, int]]) -> list[str]:

@@ -219,13 +219,13 @@ def test_positions_are_those_of_the_images_given_not_of_an_image_the_model_was_w
 def test_what_is_no_model_or_no_doses_is_refused():
     vae, _ = linear_world()
     doses = WORLD.doses("cause", 12)
-    with pytest.raises(nv.AdapterError):
+    with pytest.raises(nv.AdapterError, match="got a LinearVAE where a VAE belongs"):
         nv.dose_response(vae.module, doses)
     with pytest.raises(nv.DataError, match="got a Pairs where doses belong"):
         nv.dose_response(vae, WORLD.pairs("cause", 4))
-    with pytest.raises(nv.SiteError):
+    with pytest.raises(nv.SiteError, match="'nowhere' is not a site"):
         nv.dose_response(vae, doses, ["nowhere"])
-    with pytest.raises(nv.DataError):
+    with pytest.raises(nv.DataError, match=r"x has dtype torch\.float32, this model computes in torch\.float64"):
         nv.dose_response(vae, nv.Doses(torch.stack([X, X]), [0, 1]))
     response = nv.dose_response(vae, doses, SITES)
     for q, min_effect in ((0, 0), (1, 0), (0.05, -1), (0.05, float("nan"))):

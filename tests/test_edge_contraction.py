@@ -47,7 +47,8 @@ def test_the_contraction_equals_one_swap_per_edge(layer: nn.Module) -> None:
 
 def test_a_linear_layer_over_extra_axes_contracts_its_last_axis() -> None:
     layer = seeded(nn.Linear(4, 3))
-    delta, gradient = torch.randn(2, 5, 4), torch.randn(2, 5, 3)
+    generator = torch.Generator().manual_seed(0)
+    delta, gradient = (torch.randn(2, 5, width, generator=generator) for width in (4, 3))
     units, ports = contributions.weight_grid(layer)
     fast = contributions.edge_products(layer, delta, gradient, units * 4 + ports, 12)
     torch.testing.assert_close(

@@ -165,22 +165,22 @@ def test_quantize_sets_a_codebook_row():
 
 
 @pytest.mark.parametrize(
-    ("key", "what", "error"),
+    ("key", "what", "error", "message"),
     [
-        ("encoder.99", nv.Zero(), nv.SiteError),
-        ("latent.z[17]", nv.Zero(), nv.SiteError),
-        ("latent.z[", nv.Zero(), nv.SiteError),
-        ("latent.z[0.5]", nv.Zero(), nv.SiteError),
-        ("latent.z[4:4]", nv.Zero(), nv.SiteError),
-        ("latent.z[0]", 2.0, nv.InterventionError),
-        ("latent.z[0]", nv.Set(torch.zeros(3, 3, 3)), nv.InterventionError),
-        ("latent.z[0]", nv.Swap(torch.zeros(2, 3, 16, 16)), nv.InterventionError),
-        ("latent.z[0]", nv.Swap(torch.zeros(5, 1, 16, 16)), nv.InterventionError),
+        ("encoder.99", nv.Zero(), nv.SiteError, "'encoder.99' is not a site"),
+        ("latent.z[17]", nv.Zero(), nv.SiteError, r"'latent.z\[17\]' names no unit"),
+        ("latent.z[", nv.Zero(), nv.SiteError, "cannot read the key"),
+        ("latent.z[0.5]", nv.Zero(), nv.SiteError, "cannot read the index"),
+        ("latent.z[4:4]", nv.Zero(), nv.SiteError, "names no unit"),
+        ("latent.z[0]", 2.0, nv.InterventionError, "expected an intervention .* got float"),
+        ("latent.z[0]", nv.Set(torch.zeros(3, 3, 3)), nv.InterventionError, r"does not fit latent.z\[0\]"),
+        ("latent.z[0]", nv.Swap(torch.zeros(2, 3, 16, 16)), nv.InterventionError, r"got \(2, 3, 16, 16\)"),
+        ("latent.z[0]", nv.Swap(torch.zeros(5, 1, 16, 16)), nv.InterventionError, r"got \(5, 1, 16, 16\)"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_any_work(key, what, error):
+def test_what_does_not_fit_is_refused_before_any_work(key, what, error, message):
     vae = nv.VAE(copy.deepcopy(MODELS["conv"]))
-    with pytest.raises(error):
+    with pytest.raises(error, match=message):
         nv.intervene(vae, images(MODELS["conv"], 5), {key: what})
 
 

@@ -270,8 +270,13 @@ def test_nothing_keeps_gradients_and_the_inputs_are_not_written_to(vae):
 
 
 def test_noise_that_does_not_fit_is_refused(vae):
-    for eps in (EPS[:3], EPS[:, :2], EPS.long(), torch.full_like(EPS, float("nan"))):
-        with pytest.raises(nv.DataError):
+    for eps, message in (
+        (EPS[:3], r"noise of shape \(7, 4\).*got \(3, 4\)"),
+        (EPS[:, :2], r"noise of shape \(7, 4\).*got \(7, 2\)"),
+        (EPS.long(), "floating point"),
+        (torch.full_like(EPS, float("nan")), "NaN or infinite values in 7 of 7"),
+    ):
+        with pytest.raises(nv.DataError, match=message):
             engine.run_interventions(vae, X, [{"latent.z": nv.Zero()}], READ, eps=eps)
 
 

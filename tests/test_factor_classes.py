@@ -190,7 +190,7 @@ def test_a_readout_is_fitted_once_and_read_from_its_file_ever_after(arrays, tmp_
     data, images = arrays
     file = tmp_path / "levels.safetensors"
     first = data.readout(file=file)
-    again = datasets.from_arrays(images, np.random.rand(300, 1), names=("level",), name="levels")
+    again = datasets.from_arrays(images, np.random.default_rng(0).random((300, 1)), names=("level",), name="levels")
     read = again.readout(file=file, progress=lambda done, total: pytest.fail("fitted again"))
     assert torch.equal(read(images), first(images))
     assert read.record["dataset"] == "levels"
@@ -203,10 +203,10 @@ def test_the_file_of_another_dataset_is_refused(arrays, tmp_path):
     data, images = arrays
     file = tmp_path / "levels.safetensors"
     data.readout(file=file)
-    other = datasets.from_arrays(images, np.random.rand(300, 1), names=("level",), name="others")
+    other = datasets.from_arrays(images, np.random.default_rng(0).random((300, 1)), names=("level",), name="others")
     with pytest.raises(DataError, match="holds a readout of 'levels'"):
         other.readout(file=file)
-    renamed = datasets.from_arrays(images, np.random.rand(300, 1), names=("height",), name="levels")
+    renamed = datasets.from_arrays(images, np.random.default_rng(0).random((300, 1)), names=("height",), name="levels")
     with pytest.raises(DataError, match="holds a readout of 'levels'"):
         renamed.readout(file=file)
     with pytest.raises(DataError, match="Cannot write"):

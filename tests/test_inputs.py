@@ -47,10 +47,15 @@ def test_bad_inputs_are_refused(name, conv):
 
 def test_bad_latents_and_noise_are_refused(conv):
     _, vae, x = conv
-    for z in (torch.zeros(2, 6), torch.zeros(2, 5, 1), torch.full((2, 5), torch.nan), torch.zeros(2, 5).double()):
-        with pytest.raises(nv.DataError):
+    for z, message in (
+        (torch.zeros(2, 6), r"shape \(2, 6\), this VAE's latent is \('n', 5\)"),
+        (torch.zeros(2, 5, 1), r"shape \(2, 5, 1\), this VAE's latent is \('n', 5\)"),
+        (torch.full((2, 5), torch.nan), "NaN or infinite values in 2 of 2"),
+        (torch.zeros(2, 5).double(), "computes in torch.float32"),
+    ):
+        with pytest.raises(nv.DataError, match=message):
             vae.decode(z)
-        with pytest.raises(nv.DataError):
+        with pytest.raises(nv.DataError, match=message):
             with vae.trace(z, fn="decode"):
                 never = vae.output.save()
     for eps in (torch.zeros(1, 5), torch.zeros(5), torch.full((4, 5), torch.nan), 0.0, torch.zeros(4, 5).long()):

@@ -101,33 +101,33 @@ IMAGES = torch.zeros(2, 4)
 
 
 @pytest.mark.parametrize(
-    "make",
+    ("make", "message"),
     [
-        lambda: nv.Set(math.nan),
-        lambda: nv.Set(math.inf),
-        lambda: nv.Set("2"),
-        lambda: nv.Set(True),
-        lambda: nv.Set(None),
-        lambda: nv.Set(torch.tensor([1, 2])),
-        lambda: nv.Set(torch.tensor([1.0, torch.nan])),
-        lambda: nv.Add([1.0]),
-        lambda: nv.Scale(torch.ones(2)),
-        lambda: nv.Scale(math.inf),
-        lambda: nv.Noise(-1.0),
-        lambda: nv.Noise(1.0, seed=0.5),
-        lambda: nv.Resample(IMAGES, seed=True),
-        lambda: nv.Noise(1.0, seed=2**70),
-        lambda: nv.Mean(torch.zeros(4)),
-        lambda: nv.Mean(torch.zeros(0, 4)),
-        lambda: nv.Mean(IMAGES.byte()),
-        lambda: nv.Swap("source"),
-        lambda: nv.Swap(torch.full((2, 4), torch.inf)),
-        lambda: nv.Quantize(-1),
-        lambda: nv.Quantize(1.0),
+        (lambda: nv.Set(math.nan), "finite number for value .*, got nan"),
+        (lambda: nv.Set(math.inf), "finite number for value .*, got inf"),
+        (lambda: nv.Set("2"), "finite number for value .*, got '2'"),
+        (lambda: nv.Set(True), "finite number for value .*, got True"),
+        (lambda: nv.Set(None), "finite number for value .*, got None"),
+        (lambda: nv.Set(torch.tensor([1, 2])), "finite floating-point value"),
+        (lambda: nv.Set(torch.tensor([1.0, torch.nan])), "finite floating-point value"),
+        (lambda: nv.Add([1.0]), "finite number for delta"),
+        (lambda: nv.Scale(torch.ones(2)), "finite number for factor"),
+        (lambda: nv.Scale(math.inf), "finite number for factor, got inf"),
+        (lambda: nv.Noise(-1.0), "sd >= 0, got -1.0"),
+        (lambda: nv.Noise(1.0, seed=0.5), "64-bit integer seed, got 0.5"),
+        (lambda: nv.Resample(IMAGES, seed=True), "64-bit integer seed, got True"),
+        (lambda: nv.Noise(1.0, seed=2**70), "64-bit integer seed, got 118"),
+        (lambda: nv.Mean(torch.zeros(4)), "batch of inputs .*, got <tensor 4>"),
+        (lambda: nv.Mean(torch.zeros(0, 4)), "batch of inputs .*, got <tensor 0x4>"),
+        (lambda: nv.Mean(IMAGES.byte()), "batch of inputs .*float tensor"),
+        (lambda: nv.Swap("source"), "batch of inputs .*, got 'source'"),
+        (lambda: nv.Swap(torch.full((2, 4), torch.inf)), "NaN or infinite values in source"),
+        (lambda: nv.Quantize(-1), "code >= 0, got -1"),
+        (lambda: nv.Quantize(1.0), "integer code, got 1.0"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(make):
-    with pytest.raises(nv.InterventionError):
+def test_what_cannot_be_meant_is_refused(make, message):
+    with pytest.raises(nv.InterventionError, match=message):
         make()
 
 

@@ -264,7 +264,7 @@ def test_bad_input_is_refused(world):
         nv.metrics.latent_response_matrix(vae, x, draws=0)
     with pytest.raises(nv.ReadoutError, match="names"):
         nv.latent_metrics(vae, x, readout=torch.sum)
-    with pytest.raises(nv.DataError):
+    with pytest.raises(nv.DataError, match="non-empty batch"):
         nv.metrics.causal_effect_strength(vae, x[:0])
 
 

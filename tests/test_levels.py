@@ -142,27 +142,44 @@ def test_default_sites_of_a_conv_vae_are_its_layers_with_channels_as_units():
 
 
 @pytest.mark.parametrize(
-    ("call", "error"),
+    ("call", "error", "message"),
     [
-        (lambda v, p, r: nv.patch_activations(v, p, ["nowhere"], readout=r), nv.SiteError),
-        (lambda v, p, r: nv.patch_activations(v, p, [], readout=r), nv.SiteError),
-        (lambda v, p, r: nv.patch_activations(v, p, ["enc"], readout=r, direction="sideways"), nv.InterventionError),
-        (lambda v, p, r: nv.perturb_latents(v, p.base, values=[], readout=r), nv.InterventionError),
-        (lambda v, p, r: nv.perturb_latents(v, p.base, values=[float("nan")], readout=r), nv.InterventionError),
-        (lambda v, p, r: nv.perturb_latents(v, p.base[:0], readout=r), nv.DataError),
-        (lambda v, p, r: nv.mediate(v, p, [], readout=r), nv.InterventionError),
-        (lambda v, p, r: nv.manipulate_inputs(v, nv.Pairs(p.base[:, :4], p.source[:, :4])), nv.DataError),
+        (
+            lambda v, p, r: nv.patch_activations(v, p, ["nowhere"], readout=r),
+            nv.SiteError,
+            "'nowhere' is not a site",
+        ),
+        (lambda v, p, r: nv.patch_activations(v, p, [], readout=r), nv.SiteError, "no sites given"),
+        (
+            lambda v, p, r: nv.patch_activations(v, p, ["enc"], readout=r, direction="sideways"),
+            nv.InterventionError,
+            "got 'sideways'",
+        ),
+        (lambda v, p, r: nv.perturb_latents(v, p.base, values=[], readout=r), nv.InterventionError, r"got \[\]"),
+        (
+            lambda v, p, r: nv.perturb_latents(v, p.base, values=[float("nan")], readout=r),
+            nv.InterventionError,
+            "finite number.*got nan",
+        ),
+        (lambda v, p, r: nv.perturb_latents(v, p.base[:0], readout=r), nv.DataError, "non-empty batch"),
+        (lambda v, p, r: nv.mediate(v, p, [], readout=r), nv.InterventionError, "at least one mediator"),
+        (
+            lambda v, p, r: nv.manipulate_inputs(v, nv.Pairs(p.base[:, :4], p.source[:, :4])),
+            nv.DataError,
+            r"cannot run x of shape \(12, 4\)",
+        ),
         (
             lambda v, p, r: nv.patch_activations(
                 v, nv.Pairs(p.base, p.source, eps=torch.zeros(12, 7)), ["enc"], readout=r
             ),
             nv.DataError,
+            r"noise of shape \(12, 3\)",
         ),
     ],
 )
-def test_bad_input_is_refused(call, error):
+def test_bad_input_is_refused(call, error, message):
     vae, pairs, read, _ = setup()
-    with pytest.raises(error):
+    with pytest.raises(error, match=message):
         call(vae, pairs, read)
 
 

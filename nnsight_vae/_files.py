@@ -5,13 +5,27 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from nnsight_vae.errors import DataError, NnsightVaeError
 
 
 def write_atomically(path: Path, data: bytes, error: type[NnsightVaeError] = DataError) -> None:
-    """Write `data` beside `path` under another name, then rename it; a link is followed, permissions follow the umask.
+    """Write `data` to a file, whole or not at all; see `whole_file`."""
+    with whole_file(path, error=error) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path, what: str = "", error: type[NnsightVaeError] = DataError) -> Iterator[BinaryIO]:
+    """A file to write to beside `path` under another name, renamed at the end; a link is followed, permissions follow the umask.
+
+    Args:
+        path: where it will be.
+        what: what is written, for the message.
+        error: raised where it cannot be.
 
     Raises:
         error: the folder does not exist or cannot be written to.
@@ -20,10 +34,11 @@ def write_atomically(path: Path, data: bytes, error: type[NnsightVaeError] = Dat
     partial = target.with_name(f".{secrets.token_hex(8)}.tmp")  # unguessable: two runs may write the same file
     try:
         with partial.open("xb") as file:
-            file.write(data)
+            yield file
         partial.replace(target)
     except OSError as problem:
-        raise error(f"Cannot write {path}: {problem}. Choose a folder that exists and can be written to.") from problem
+        where = f"{what} to {path}" if what else path
+        raise error(f"Cannot write {where}: {problem}. Choose a folder that exists and can be written to.") from problem
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()

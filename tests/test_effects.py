@@ -349,7 +349,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatc
 
 
 def test_saving_into_a_missing_folder_is_refused(tmp_path):
-    with pytest.raises(DataError, match="existing, writable folder"):
+    with pytest.raises(DataError, match="a folder that exists and can be written to"):
         make([[1.0]]).save(tmp_path / "nowhere" / "e.npz")
 
 

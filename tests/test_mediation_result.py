@@ -322,7 +322,7 @@ def test_a_file_of_something_else_is_no_mediation(tmp_path):
         Mediation.load(tmp_path / "effects.npz")
     with pytest.raises(DataError, match="not a readable effects file"):
         Mediation.load(tmp_path / "nowhere.npz")
-    with pytest.raises(DataError, match="existing, writable folder"):
+    with pytest.raises(DataError, match="a folder that exists and can be written to"):
         m.save(tmp_path / "no" / "m.npz")
 
 

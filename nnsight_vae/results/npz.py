@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from nnsight_vae._files import whole_file
 from nnsight_vae.errors import DataError, NnsightVaeError
 
 T = TypeVar("T")
@@ -18,21 +18,13 @@ Arrays = dict[str, np.ndarray]
 
 
 def write(path: Path, arrays: Arrays, what: str) -> None:
-    """Write arrays beside their place under another name, then rename.
+    """Write arrays, whole or not at all.
 
     Raises:
         DataError: the folder does not exist or cannot be written to.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        try:
-            with partial.open("wb") as file:
-                np.savez(file, allow_pickle=False, **{name: _plain(array) for name, array in arrays.items()})
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise DataError(f"Cannot write {what} to {path}: {error}. Choose an existing, writable folder.") from error
+    with whole_file(path, what) as file:
+        np.savez(file, allow_pickle=False, **{name: _plain(array) for name, array in arrays.items()})
 
 
 def read(path: Path, build: Callable[[Arrays], T], what: str, schema: str) -> T:

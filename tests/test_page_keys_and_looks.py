@@ -31,7 +31,7 @@ def test_arrow_keys_follow_the_strongest_edges_and_the_columns_and_enter_picks(o
     page.keyboard.press("ArrowRight")  # nowhere to go
     assert page.evaluate(at) == "readout:angle"
     page.keyboard.press("ArrowLeft")
-    column = ["encoder.4[7]", "encoder.4[1]", "encoder.4[7]", "encoder.4[3]"]
+    column = ["encoder.4[0]", "encoder.4[1]", "encoder.4[2]", "encoder.4[3]"]
     for _ in range(4):
         page.keyboard.press("ArrowUp")
     walked = [page.evaluate(at)]

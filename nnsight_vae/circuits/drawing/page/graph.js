@@ -56,10 +56,10 @@ function paths(start, shown) {
 }
 
 // ---------------------------------------------------------------- where it stands
-const GAP = 10, PASS = 9, TOP = 40, MARGIN = 16;  // pixels: between nodes, for a passing edge, above, beside
+const GAP = 10, WIDEST_GAP = 26, PASS = 9, TOP = 40, MARGIN = 16;  // pixels: between nodes, for a passing edge, above, beside
 const CENTRE = 0.5;  // pull to the middle of the page, beside 1 of the strongest edge of a layer
 /** Stacks the visible items of each column in their order, each as near to its neighbours as the gaps allow. */
-function place(shown, visible) {
+function place(shown, visible, width) {
   const active = new Set(shown), items = new Map(), stacks = [];
   for (const stack of data.stacks) {
     const column = stack.filter(key => typeof key === "number" ? visible.has(key) : active.has(edges[key[0]]));
@@ -76,13 +76,21 @@ function place(shown, visible) {
       edge.stops[i - 1].beside.push([edge.stops[i], edge.prominence + 0.02]);
     }
   }
+  const gap = gapFor(stacks, width);
   for (const stack of stacks) {
     let place = 0;
-    stack.forEach((item, i) => { item.offset = place += i ? (item.size + stack[i - 1].size) / 2 + GAP : 0; });
+    stack.forEach((item, i) => { item.offset = place += i ? (item.size + stack[i - 1].size) / 2 + gap : 0; });
     stack.forEach(item => { item.y = item.offset - place / 2; });
   }
   for (let sweep = 0; sweep < 16; sweep++) for (const stack of sweep % 2 ? [...stacks].reverse() : stacks) settle(stack);
   return items;
+}
+/** Pixels between nodes: where the drawing is as wide as the page and not as high, its rows move apart. */
+function gapFor(stacks, width) {
+  const room = find("drawing"), height = room.clientHeight * Math.max(1, width / room.clientWidth) - TOP - MARGIN;
+  const gaps = stacks.filter(stack => stack.length > 1)
+    .map(stack => (height - stack.reduce((sum, item) => sum + item.size, 0)) / (stack.length - 1));
+  return Math.min(WIDEST_GAP, Math.max(GAP, ...[Math.min(...gaps)].filter(Number.isFinite)));
 }
 function stopsOf(edge) {
   const from = nodes[edge.source].column, to = nodes[edge.target].column, stops = [edge.source], step = Math.sign(to - from);
@@ -144,7 +152,7 @@ function columnsOf(visible) {
   return {centres, used: room.map(width => width > 0), width: used ? left - gap + MARGIN : 2 * MARGIN};
 }
 function draw() {
-  const shown = shownEdges(), visible = shownNodes(shown), items = place(shown, visible), columns = columnsOf(visible);
+  const shown = shownEdges(), visible = shownNodes(shown), columns = columnsOf(visible), items = place(shown, visible, columns.width);
   const all = [...items.values()], top = Math.min(0, ...all.map(item => item.y - item.size / 2));
   const height = Math.max(0, ...all.map(item => item.y + item.size / 2)) - top + TOP + MARGIN;
   all.forEach(item => { item.y += TOP - top; });

@@ -10,7 +10,7 @@ from nnsight_vae.adapters.reference import Noise
 from torch import Tensor, nn
 
 from nnsight_vae.errors import AdapterError
-from nnsight_vae.posterior import Posterior
+from nnsight_vae.posterior import OtherPrior, Posterior
 
 _REFUSED = {
     "HVAE": "moves its latent by Hamiltonian steps that differentiate through the decoder",
@@ -24,14 +24,20 @@ class Pythae(Adapter):
     """`encoder(x)` and `decoder(z)` of a pythae model, at `embedding` and `log_covariance`, as its `predict` runs them.
 
     Plain autoencoders (AE, WAE_MMD, RAE, ...) state no `log_covariance`: their posterior is a point.
+
+    Args:
+        law: the family of the posterior; `OtherPrior` for a model whose prior is not N(0, 1) (VAMP learns its own).
     """
+
+    def __init__(self, law: type[Posterior] = Posterior) -> None:
+        self.law = law
 
     def encode(self, model: Any, x: Float[Tensor, "n *image"]) -> Posterior:
         """The Gaussian that the encoder states."""
         encoded = model.encoder(x)
         if "log_covariance" not in encoded or getattr(model, "deterministic_posterior", False):
             return Posterior.point(encoded["embedding"])
-        return Posterior(encoded["embedding"], encoded["log_covariance"])
+        return self.law(encoded["embedding"], encoded["log_covariance"])
 
     def decode(self, model: Any, z: Float[Tensor, "n *latent"]) -> Float[Tensor, "rows *image"]:
         """What the decoder makes of `z`, its own output activation included."""
@@ -45,7 +51,7 @@ class Pythae(Adapter):
 class PythaeFlow(Pythae):
     """VAE_IAF and VAE_LinNF: `latent.z` is the Gaussian's, and decoding passes it through the flow first.
 
-    pythae's `predict` leaves the flow out, so the reference is its forward.
+    N(0, 1) is the prior of what leaves the flow, so the KL of what enters it is not known (`OtherPrior`). pythae's `predict` leaves the flow out, so the reference is its forward.
     """
 
     def decode(self, model: Any, z: Float[Tensor, "n *latent"]) -> Float[Tensor, "rows *image"]:
@@ -76,6 +82,7 @@ class PythaeVQVAE(Pythae):
     """
 
     def __init__(self, codebook: Float[Tensor, "codes channels"]) -> None:
+        super().__init__()
         self.codebook = codebook
 
     def encode(self, model: Any, x: Float[Tensor, "n *image"]) -> Posterior:
@@ -112,4 +119,6 @@ def adapter_for(model: Any) -> Adapter | None:
     if "VQVAE" in names:
         codes = model.quantizer.embeddings
         return PythaeVQVAE(codes.weight if isinstance(codes, nn.Embedding) else codes)
-    return PythaeFlow() if {"VAE_IAF", "VAE_LinNF"} & set(names) else Pythae()
+    if {"VAE_IAF", "VAE_LinNF"} & set(names):
+        return PythaeFlow(OtherPrior)
+    return Pythae(OtherPrior if "VAMP" in names else Posterior)

@@ -27,7 +27,7 @@ def plot_factor_map(factor_map: FactorMap) -> tuple[Figure, Axes]:
 
     Returns: the figure and its axes.
     """
-    order, factors = np.argsort(-factor_map.kl, kind="stable"), factor_map.factors
+    order, factors = factor_map.order, factor_map.factors
     size, low, high = (table[order] for table in (factor_map.size, factor_map.low, factor_map.high))
     sign = np.where(factor_map.effects.mean()[order] < 0, -1.0, 1.0)
     limit = float(size.max()) or 1.0
@@ -35,7 +35,8 @@ def plot_factor_map(factor_map: FactorMap) -> tuple[Figure, Axes]:
     figure = new_figure(2.6 + cell * len(factors), 1.4 + 0.36 * len(order))
     axes = figure.add_subplot()
     axes.imshow(sign * size, cmap=diverging(), vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
-    names = [f"{factor_map.effects.units[k]}\n{factor_map.verdicts[k]}, KL {factor_map.kl[k]:.2f} nats" for k in order]
+    nats = ["" if factor_map.kl is None else f", KL {factor_map.kl[k]:.2f} nats" for k in order]
+    names = [f"{factor_map.effects.units[k]}\n{factor_map.verdicts[k]}{kl}" for k, kl in zip(order, nats, strict=True)]
     name_ticks(axes.yaxis, names)
     name_ticks(axes.xaxis, factors)
     quiet(axes)

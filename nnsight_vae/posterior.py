@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nnsight_vae.errors import AdapterError, NnsightVaeWarning
+from nnsight_vae.errors import AdapterError, NnsightVaeWarning, PriorError
 from nnsight_vae.wording import shapes
 
 Packed = bool | Literal["interleaved"]
@@ -70,6 +70,31 @@ class Posterior(NamedTuple):
     def joint_kl(self) -> Float[Tensor, " n"]:
         """KL of the whole latent from its prior, per example, in nats: the sum of `kl` where latents are independent."""
         return self.kl().flatten(1).sum(1)
+
+
+class OtherPrior(Posterior):
+    """A diagonal Gaussian over a latent whose prior is not N(0, 1), so that its KL is not known here.
+
+    That of the base of a normalising flow, whose prior is that of the flow's end carried back; of a level of a ladder, whose prior
+    depends on the levels above it; of a model with a learned prior. Let an adapter's `encode` return one where that is so.
+
+    Example:
+        >>> q = OtherPrior(torch.zeros(1, 2), torch.zeros(1, 2))
+        >>> q.rsample(torch.ones(1, 2))
+        tensor([[1., 1.]])
+    """
+
+    def kl(self) -> Float[Tensor, "n *latent"]:
+        """Refused: N(0, 1) is not the prior.
+
+        Raises:
+            PriorError: always.
+        """
+        raise PriorError(
+            "the KL of this VAE's latents is not known: their prior is not N(0, 1). That of a level of a ladder usually depends on the "
+            "levels above it (if every level has the prior N(0, 1), say so: nv.adapt(..., levels=..., standard_prior=True)), and that "
+            "of what enters a flow on the flow."
+        )
 
 
 class Laplace(Posterior):

@@ -54,7 +54,7 @@ def _require_spread(root: Wrapped, x: Tensor, given: tuple[Tensor, ...], at_mean
     """Refuse a spread read by another convention than the model draws by, which reconstructions at the mean cannot show."""
     from nnsight_vae.adapters.reference import own_sample  # adapters import this package
 
-    if root.adapter.levels != 1 or root.law is not Posterior:
+    if root.adapter.levels != 1 or root.law.rsample is not Posterior.rsample:
         return
     mu, logvar = root.encode(x, *given)
 

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nnsight_vae.errors import AdapterError, DataError, PriorError
-from nnsight_vae.posterior import Laplace, Posterior, read_posterior
+from nnsight_vae.errors import AdapterError, DataError
+from nnsight_vae.posterior import Laplace, OtherPrior, Posterior, read_posterior
 from nnsight_vae.wrapped import Tap, Wrapped
 
 if TYPE_CHECKING:
@@ -18,21 +18,6 @@ if TYPE_CHECKING:
     from nnsight_vae.adapters.ladder import Ladder
 
 _TAPS = ("mu", "logvar", "eps", "z")
-
-
-class _OfLevels(Posterior):
-    """Gaussian levels side by side, of which at least one has a prior that depends on the levels above it."""
-
-    def kl(self) -> Float[Tensor, "n latent"]:
-        """Refused: N(0, 1) is not the prior.
-
-        Raises:
-            PriorError: always.
-        """
-        raise PriorError(
-            "the KL of this VAE's latents is not known: the prior of a level usually depends on the levels above it. If every level "
-            "has the prior N(0, 1), say so: nv.adapt(..., levels=..., standard_prior=True)."
-        )
 
 
 class WrappedLadder(Wrapped):
@@ -112,7 +97,7 @@ class WrappedLadder(Wrapped):
 
     def _law_of(self, laws: set[type[Posterior]]) -> type[Posterior]:
         if laws == {Posterior}:
-            return Posterior if self.adapter.standard_prior else _OfLevels
+            return Posterior if self.adapter.standard_prior else OtherPrior
         if laws == {Laplace} and self.adapter.standard_prior:
             return Laplace
         raise AdapterError(

@@ -8,7 +8,7 @@ import torch
 import nnsight_vae as nv
 from nnsight_vae.attribution import DecoderIntegratedGradients
 from nnsight_vae.circuits import TopK, circuit_from
-from nnsight_vae.datasets.base import Batch
+from nnsight_vae.datasets.base import Batch, Dataset
 from nnsight_vae.testing import _Moments as Moments
 
 N = 6
@@ -92,13 +92,19 @@ def circuit(vae: nv.VAE, x: torch.Tensor) -> None:
     assert all(np.isfinite(edge["effect"]) for *_, edge in found.edges(data=True))
 
 
-class Images:
+class Images(Dataset):
     """Any inputs as a data set of one factor: what multiplies them."""
 
-    name, factors, n_images, image_shape = "inputs", ("size",), None, ()
+    name, factors, image_shape, graph = "inputs", ("size",), (), None
 
     def __init__(self, x: torch.Tensor) -> None:
         self.x = x
+
+    def images_u8(self, n, seed=0):
+        raise NotImplementedError
+
+    def _fit_readout(self, progress):
+        raise NotImplementedError
 
     def sample(self, n: int, seed: int = 0) -> Batch:
         generator = torch.Generator().manual_seed(seed)

@@ -113,6 +113,13 @@ def test_a_flow_is_part_of_decoding_though_predict_leaves_it_out(name, x):
     assert not torch.allclose(vae(x), model.predict(x).recon_x)
 
 
+@pytest.mark.parametrize("name", ["VAE_IAF", "VAE_LinNF", "VAMP"])
+def test_where_the_prior_is_not_standard_no_kl_is_told(name, x):
+    with pytest.raises(nv.PriorError, match=r"prior is not N\(0, 1\)"):
+        nv.VAE(made(name)).encode(x).kl()
+    assert nv.VAE(made("VAE")).encode(x).kl().shape == (5, LATENT)
+
+
 def test_the_latent_of_a_vqvae_is_its_code_at_each_position(x):
     model = spatial_vq()
     vae = nv.VAE(model)

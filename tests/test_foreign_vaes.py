@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
+from capabilities import Images, Moments
 from nnsight_vae.adapters.reference import Noise
 from torch import Tensor, distributions, nn
 from torch.nn import functional as F
-from vaes import seeded
+from vaes import FlowVAE, WithFlow, seeded
 
 import nnsight_vae as nv
+from nnsight_vae.testing import check_adapter
 
 X = torch.rand(5, 8, generator=torch.Generator().manual_seed(0))
 
@@ -270,3 +273,55 @@ def test_a_condition_of_one_half_is_said_with_a_lambda():
     vae = nv.adapt(model, encoder=lambda x, y: model.encode(x), decoder=model.decode, given=y)
     assert vae.verify(X) == 0.0
     assert vae.verify(X, torch.arange(4).repeat(2)[:5]) == 0.0
+
+
+# ---------------------------------------------------------------------- normalising flows
+def test_a_flow_left_out_of_decoding_is_found_by_verify_and_part_of_it_is_verified():
+    model, x = seeded(FlowVAE()), torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(nv.AdapterError, match=r"differs from the model's forward\(x\) with its noise at zero"):
+        nv.VAE(model).verify(x)
+    vae = nv.VAE(model, WithFlow())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert vae.verify(x) == 0.0
+    with Noise(at=1.0), torch.no_grad():
+        torch.testing.assert_close(vae(x, eps=torch.ones(5, 3)), model(x)[0])
+
+
+def test_the_kl_of_what_enters_a_flow_is_not_known_and_nowhere_made_up():
+    vae = nv.VAE(seeded(FlowVAE()), WithFlow())
+    x = torch.rand(30, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(nv.PriorError, match="that of what enters a flow on the flow"):
+        vae.encode(x).kl()
+    found = nv.causal.map_factors(vae, Images(x), n=20, readout=Moments())
+    assert found.kl is None
+    assert found.to_frame()["kl"].isna().all()
+    assert found.order.tolist() == np.argsort(-found.size.max(1)).tolist()
+    lines = str(found).splitlines()
+    shown = [line for line in lines if line.startswith("latent.z[")]
+    assert [line.split()[1] for line in shown] == ["-", "-", "-"]
+    assert [line.split()[0] for line in shown] == [f"latent.z[{k}]" for k in found.order]
+    labels = [label.get_text() for label in found.plot()[1].get_yticklabels()]
+    assert labels == [f"latent.z[{k}]\n{found.verdicts[k]}" for k in found.order]
+
+
+def test_a_flow_that_the_input_steers_reaches_the_decoder_beside_the_latent_and_is_refused():
+    class Steered(FlowVAE):
+        """Flow parameters made by the encoder (Rezende and Mohamed 2015, section 4.2), kept from encode to decode."""
+
+        def __init__(self):
+            super().__init__()
+            self.steer = nn.Linear(64, 3)
+
+        def encode(self, x):
+            self.context = self.steer(x.flatten(1))
+            return super().encode(x)
+
+        def flow(self, z):
+            return super().flow(z) + torch.tanh(self.context) * z
+
+    x = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(
+        nv.AdapterError, match="decode depends on what was encoded last; something reaches the decoder beside"
+    ):
+        check_adapter(nv.VAE(seeded(Steered()), WithFlow()), x)

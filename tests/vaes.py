@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import nnsight_vae as nv
+from nnsight_vae.posterior import OtherPrior
 
 
 def seeded(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -199,6 +200,45 @@ class LadderVAE(nn.Module):
 
         self.infer(x, draw)
         return self.decode(drawn[0], drawn[1])
+
+
+class FlowVAE(nn.Module):
+    """A Gaussian that planar flows f(z) = z + u tanh(w z + b) bend before it is decoded (Rezende and Mohamed 2015, eq. 10)."""
+
+    image = (1, 8, 8)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 6))
+        self.gates = nn.ModuleList(nn.Linear(3, 1) for _ in range(2))
+        self.steps = nn.ModuleList(nn.Linear(1, 3, bias=False) for _ in range(2))
+        self.decoder = nn.Sequential(nn.Linear(3, 12), nn.ReLU(), nn.Linear(12, 64), nn.Unflatten(1, (1, 8, 8)))
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.encoder(x).chunk(2, 1)
+
+    def flow(self, z: Tensor) -> Tensor:
+        for gate, step in zip(self.gates, self.steps, strict=True):
+            z = z + step(torch.tanh(gate(z)))
+        return z
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Of what left the flow, as flow VAEs have it: not the inverse of encode."""
+        return torch.sigmoid(self.decoder(z))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mu, logvar = self.encode(x)
+        return self.decode(self.flow(mu + torch.exp(0.5 * logvar) * torch.randn_like(mu))), mu, logvar
+
+
+class WithFlow(nv.adapters.Adapter):
+    """The latent is what enters the flow; its prior is not N(0, 1)."""
+
+    def encode(self, model: FlowVAE, x: Tensor) -> nv.Posterior:
+        return OtherPrior(*model.encode(x))
+
+    def decode(self, model: FlowVAE, z: Tensor) -> Tensor:
+        return model.decode(model.flow(z))
 
 
 def ladder(seed: int = 0, standard_prior: bool = False) -> nv.VAE:

@@ -74,7 +74,11 @@ def discovered_graph(
     mapping = map_factors(vae, data, seed=seed) if mapping is None else mapping
     batch = data.sample(n, seed=seed)
     means = activations(vae, batch.images, ["latent.mu"])["latent.mu"].double().cpu().numpy()
-    active = {f: k for f, k in mapping.assignment.items() if k is not None and mapping.kl[k] >= COLLAPSED}
+    active = {
+        f: k
+        for f, k in mapping.assignment.items()
+        if k is not None and (mapping.kl is None or mapping.kl[k] >= COLLAPSED)
+    }
     factors = [data.factors.index(factor) for factor in mapping.factors]
     arcs = _arcs(means[:, list(active.values())], list(active), "latent of", alpha, test)
     ceiling = _arcs(batch.factors.double().numpy()[:, factors], mapping.factors, "factor", alpha, test)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from nnsight_vae.causal.factor_answers import FactorAnswers
 from nnsight_vae.metrics.polysemanticity_rules import Verdict
@@ -52,7 +52,8 @@ class FactorMap:
         assignment: factor -> its latent under the one-to-one matching that maximises the summed sizes of the factors that latents
             carry; None where no latent is left that carries the factor.
         magnitude: |effect|, [latent, factor, example]; of codes, its mean over codes as used.
-        kl: mean KL(q(z_k|x) || prior) per latent, nats; of a code against codes drawn alike, log K.
+        kl: mean KL(q(z_k|x) || prior) per latent, nats; of a code against codes drawn alike, log K. None where the prior of a latent
+            is not known (a flow, a ladder) or its posterior has no KL of its own.
         min_effect: the smallest size of interest, in factor standard deviations.
         level: simultaneous coverage of all bounds, those of `answers` included.
         data: name of the dataset.
@@ -67,7 +68,7 @@ class FactorMap:
     verdicts: tuple[Verdict, ...]
     assignment: dict[str, int | None]
     magnitude: Float[np.ndarray, "latent factor example"]
-    kl: Float[np.ndarray, " latent"]
+    kl: Float[np.ndarray, " latent"] | None
     min_effect: float
     level: float
     data: str
@@ -110,6 +111,11 @@ class FactorMap:
         return tuple(factor for factor, k in self.assignment.items() if k is None)
 
     @property
+    def order(self) -> Int[np.ndarray, " latent"]:
+        """Latents by falling KL, as tables and pictures show them; by their largest effect where KL is not known."""
+        return np.argsort(-(self.size.max(axis=1) if self.kl is None else self.kl), kind="stable")
+
+    @property
     def dead(self) -> tuple[int, ...]:
         """Latents whose verdict is dead."""
         return tuple(k for k, verdict in enumerate(self.verdicts) if verdict == "dead")
@@ -137,7 +143,7 @@ class FactorMap:
                 "carried": carried[k, j],
                 "assigned": self.assignment[factor] == k,
                 "verdict": self.verdicts[k],
-                "kl": self.kl[k],
+                "kl": None if self.kl is None else self.kl[k],
             }
             for k in range(len(self.verdicts))
             for j, factor in enumerate(self.factors)
@@ -173,11 +179,12 @@ class FactorMap:
             "",
             f"{'latent':<14}{'KL':>6}  {'verdict':<14}factors",
         ]
-        for k in np.argsort(-self.kl, kind="stable"):
+        for k in self.order:
             order = np.argsort(-self.size[k])
             shown = [j for j in order if self.low[k, j] > self.min_effect] or [int(order[0])]
             cells = [self._cell(int(k), int(j)) for j in shown]
-            lines.append(f"{self.effects.units[k]:<14}{self.kl[k]:>6.2f}  {self.verdicts[k]:<14}{', '.join(cells)}")
+            nats = "-" if self.kl is None else f"{self.kl[k]:.2f}"
+            lines.append(f"{self.effects.units[k]:<14}{nats:>6}  {self.verdicts[k]:<14}{', '.join(cells)}")
         matched = [f"{f} -> {self.unit(f) or 'none'}" for f in self.assignment]
         lines += ["", "one-to-one matching: " + ", ".join(matched)]
         several = {f: ", ".join(self.effects.units[k] for k in self.latents_of(f)) for f in self.factors}

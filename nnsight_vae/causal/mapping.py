@@ -12,7 +12,7 @@ from nnsight_vae.causal.factor_answers import factor_answers
 from nnsight_vae.causal.factor_map import FactorMap as FactorMap, carried_by
 from nnsight_vae.datasets.base import Dataset
 from nnsight_vae.engine import activations
-from nnsight_vae.errors import DataError
+from nnsight_vae.errors import DataError, PriorError
 from nnsight_vae.levels.codes import drawn_codes
 from nnsight_vae.levels.latents import perturb_latents
 from nnsight_vae.metrics.polysemanticity_rules import Verdict, verdict_from_bounds
@@ -108,11 +108,14 @@ def _over_codes(vae: VAE, x: Tensor, effects: Effects) -> Float[np.ndarray, "pos
     return np.tensordot(shares, np.abs([effects.parts[f"code {code}"].values for code in codes]), axes=1)
 
 
-def _kl(vae: VAE, x: Tensor, n_latents: int) -> Float[np.ndarray, " latent"]:
+def _kl(vae: VAE, x: Tensor, n_latents: int) -> Float[np.ndarray, " latent"] | None:
     if vae.adapter.codebook is not None:  # of one code against a uniform draw (van den Oord et al. 2017, section 3.1)
         return np.full(n_latents, np.log(len(vae.adapter.codebook)))
     acts = activations(vae, x, ["latent.mu", "latent.logvar"])
-    nats = vae.law(acts["latent.mu"], acts["latent.logvar"]).kl()
+    try:
+        nats = vae.law(acts["latent.mu"], acts["latent.logvar"]).kl()
+    except PriorError:
+        return None
     return nats.transpose(0, 1).flatten(1).mean(1).double().cpu().numpy()
 
 

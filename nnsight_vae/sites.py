@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import itertools
 import operator
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from nnsight_vae.errors import InterventionError, SiteError
+from nnsight_vae.keys import read_index, read_key, read_position
 
 Stage = Literal["input", "encoder", "latent", "decoder", "output"]
-
-_KEY = re.compile(r"^(?P<site>[^\[\]]+?)(?:\[(?P<index>[^\[\]]*)\])?(?:@(?P<position>[^\[\]@]*))?$")
-_INTEGER = re.compile(r"^-?\d+$")
-_SLICE = re.compile(r"^(-?\d*):(-?\d*)(?::(-?\d+))?$")
 
 
 @dataclass(frozen=True)
@@ -177,14 +173,9 @@ class Sites(Mapping[str, Site]):
             return self._checked(key.site, key.indices, key.position, str(key))
         if isinstance(key, str) and key in self._sites:
             return Selection(key)  # first, for a module may have an @ in its name
-        if not isinstance(key, str) or not (match := _KEY.match(key.strip())):
-            raise SiteError(
-                f"cannot read the key {key!r}; write 'encoder.4', 'encoder.4[7]', 'encoder.4[0:8]' or 'encoder.4[1,5]', "
-                "and '@2,3' after it for one position."
-            )
-        name, index, position = match["site"], match["index"], match["position"]
+        name, index, position = read_key(key)
         indices = None if index is None else read_index(index, self._named_in(name, key).n_units, key)
-        return self._checked(name, indices, None if position is None else _read_position(position, key), key)
+        return self._checked(name, indices, None if position is None else read_position(position, key), key)
 
     def units(self, selection: Selection) -> tuple[Unit, ...]:
         """The units a selection names, in order, whatever its position."""
@@ -262,27 +253,3 @@ def _whole(value: Any, written: str) -> int:
         return operator.index(value)
     except TypeError:
         raise SiteError(f"{written!r} has {value!r} where an integer belongs.") from None
-
-
-def read_index(text: str, n_units: int, key: str) -> tuple[int, ...]:
-    """The integers that `7`, `0:8`, `::2` or `1,5` stand for."""
-    text = text.replace(" ", "")
-    if match := _SLICE.match(text):
-        start, stop, step = (int(part) if part else None for part in match.groups())
-        if step == 0:
-            raise SiteError(f"{key!r} has a slice step of 0; use a positive step.")
-        return tuple(range(n_units)[start:stop:step])
-    parts = text.split(",")
-    if not all(_INTEGER.match(part) for part in parts):
-        raise SiteError(f"cannot read the index in {key!r}; write an integer, a slice a:b, or a list 1,5.")
-    return tuple(int(part) for part in parts)
-
-
-def _read_position(text: str, key: str) -> tuple[int, ...]:
-    """The integers of `2,3`."""
-    parts = text.replace(" ", "").split(",")
-    if not all(_INTEGER.match(part) for part in parts):
-        raise SiteError(
-            f"cannot read the position in {key!r}; write one integer an axis after the @, as in 'encoder.4@2,3'."
-        )
-    return tuple(int(part) for part in parts)

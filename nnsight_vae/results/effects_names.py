@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nnsight_vae.errors import ReadoutError, SiteError
-from nnsight_vae.sites import Key, read_index
+from nnsight_vae.keys import read_index
+from nnsight_vae.sites import Key
 from nnsight_vae.wording import some
 
 

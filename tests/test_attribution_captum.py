@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from attributed import B, X
 from captum.attr import (
     LRP,
     DeepLift,
@@ -63,7 +64,6 @@ def raw_and_wrapped(interventions: bool):
 PATCHES = (
     torch.arange(4).reshape(2, 2).repeat_interleave(8, 0).repeat_interleave(8, 1).expand(1, 3, 16, 16).contiguous()
 )
-X, B = images(ConvVAE, 4), images(ConvVAE, 4, seed=1)
 METHODS = {
     "IntegratedGradients": lambda f, layer: IntegratedGradients(f).attribute(X, baselines=B, target=2, n_steps=8),
     "LayerConductance": lambda f, layer: LayerConductance(f, layer(3)).attribute(X, baselines=B, target=2, n_steps=8),

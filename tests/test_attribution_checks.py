@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from attributed import HALVES, vae
 from captum.attr import DeepLift, FeatureAblation, InputXGradient, IntegratedGradients, KernelShap, Saliency
 from captum.metrics import sensitivity_max
 from linear import random_linear_vae
@@ -29,16 +30,12 @@ from nnsight_vae.attribution import (
 )
 from nnsight_vae.attribution.fidelity import _removed
 
+__all__ = ["vae"]  # fixtures
+
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Input Tensor", "ignore:Setting forward", "ignore::nnsight_vae.NnsightVaeWarning"
 )
-HALVES = nv.readouts.Region({"top": (slice(0, 8), slice(0, 16)), "bottom": (slice(8, 16), slice(0, 16))})
 X = images(ConvVAE, 6)
-
-
-@pytest.fixture(scope="module")
-def vae():
-    return nv.VAE(seeded(ConvVAE()))
 
 
 @pytest.fixture(scope="module")

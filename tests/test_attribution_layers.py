@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from attributed import X
 from captum.attr import (
     LayerConductance,
 )
 from torch import nn
-from vaes import ConvVAE, images, seeded
+from vaes import ConvVAE, seeded
 
 import nnsight_vae as nv
 from nnsight_vae.attribution import captum_forward, captum_layer
-
-
-X, B = images(ConvVAE, 4), images(ConvVAE, 4, seed=1)
 
 
 def test_a_layer_is_the_users_module_however_it_is_named():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from attributed import X
 from captum.attr import (
     LRP,
     Deconvolution,
@@ -21,8 +22,6 @@ import nnsight_vae as nv
 from nnsight_vae.attribution import captum_forward, captum_layer, refuse_method
 
 pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor", "ignore:Setting forward", "ignore:Setting backward")
-
-X, B = images(ConvVAE, 4), images(ConvVAE, 4, seed=1)
 
 
 class Activated(nn.Module):

@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+from attributed import HALVES
 from captum.attr import ShapleyValues
 from hypothesis import given, settings, strategies as st
 from linear import LinearReadout, random_linear_vae
@@ -16,7 +17,6 @@ from nnsight_vae.attribution import Distribution, LatentShapley, captum_forward,
 from nnsight_vae.games import coalitions, exact_shapley, sampled_shapley
 
 few = settings(max_examples=15, deadline=None, derandomize=True)
-HALVES = nv.readouts.Region({"top": (slice(0, 8), slice(0, 16)), "bottom": (slice(8, 16), slice(0, 16))})
 
 
 def table_game(worths):

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from attributed import HALVES, vae
 from hypothesis import given, settings, strategies as st
 from linear import LinearReadout, random_linear_vae
-from vaes import ConvVAE, seeded
 
 import nnsight_vae as nv
 from nnsight_vae.attribution import LatentShift, Shift
 from nnsight_vae.attribution.shift import find_shift
 
+__all__ = ["vae"]  # fixtures
+
 few = settings(max_examples=25, deadline=None, derandomize=True)
-HALVES = nv.readouts.Region({"top": (slice(0, 8), slice(0, 16)), "bottom": (slice(8, 16), slice(0, 16))})
 
 
 @few
@@ -72,11 +73,6 @@ def test_of_a_linear_vae_the_frames_are_a_straight_line_of_images():
         shift.readout[:, -1] - shift.readout[:, 0], torch.full((3,), -0.7, dtype=torch.double), atol=1e-4
     )
     assert torch.allclose(shift.distance, 0.7 / slope.norm().expand(3), atol=1e-4)
-
-
-@pytest.fixture(scope="module")
-def vae():
-    return nv.VAE(seeded(ConvVAE()))
 
 
 def test_codes_frames_and_readout_of_a_path_belong_together(vae):

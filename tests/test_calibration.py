@@ -6,22 +6,11 @@ would then go together, so the simulations are spread over calls with seeds of t
 
 import numpy as np
 import pytest
+from designs import crossed, grid
 
 from nnsight_vae.stats import intervals
 
 SIMULATED = 2000
-
-
-def grid(n_bases, n_sources):
-    """Ids of every base with every source."""
-    return np.repeat(np.arange(n_bases), n_sources), np.tile(np.arange(n_sources), n_bases)
-
-
-def crossed(n_cells, n_bases, n_sources, base=1.0, source=1.0, rest=1.0, *, rng):
-    """Null effects of every base with every source, each image with an effect of its own."""
-    size = (n_cells, n_bases, n_sources)
-    a, b = rng.normal(size=(*size[:2], 1)), rng.normal(size=(n_cells, 1, n_sources))
-    return (base * a + source * b + rest * rng.normal(size=size)).reshape(n_cells, -1)
 
 
 def coverage(values, *ids, truth=0.0, n_boot=600, **options):

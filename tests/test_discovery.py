@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import scipy.stats
+from designs import crossed, grid
 from hypothesis import given, settings, strategies as st
 
 from nnsight_vae.errors import DataError, NnsightVaeWarning
@@ -15,18 +16,6 @@ from nnsight_vae.stats import discovery, significance
 from nnsight_vae.stats.standard_errors import t_pvalues
 
 RATE = 0.05
-
-
-def grid(n_bases, n_sources):
-    """Ids of every base with every source."""
-    return np.repeat(np.arange(n_bases), n_sources), np.tile(np.arange(n_sources), n_bases)
-
-
-def crossed(n_cells, n_bases, n_sources, base=1.0, source=1.0, rest=1.0, *, rng):
-    """Null effects of every base with every source, each image with an effect of its own."""
-    size = (n_cells, n_bases, n_sources)
-    a, b = rng.normal(size=(*size[:2], 1)), rng.normal(size=(n_cells, 1, n_sources))
-    return (base * a + source * b + rest * rng.normal(size=size)).reshape(n_cells, -1)
 
 
 def at_most(rate, measured, n):

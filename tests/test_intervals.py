@@ -6,6 +6,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import scipy.stats
+from designs import grid
 from hypothesis import given, settings, strategies as st
 
 from nnsight_vae.errors import DataError
@@ -16,11 +17,6 @@ from nnsight_vae.stats.standard_errors import mean_and_variance, t_pvalues
 
 METHODS = ("bootstrap-t", "t", "percentile", "bca")
 TWO_WAY = METHODS[:3]
-
-
-def grid(n_bases, n_sources):
-    """Ids of every base with every source."""
-    return np.repeat(np.arange(n_bases), n_sources), np.tile(np.arange(n_sources), n_bases)
 
 
 def sparse(seed, n_pairs=30, n_bases=7, n_sources=6):

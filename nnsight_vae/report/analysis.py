@@ -13,8 +13,8 @@ from nnsight_vae.report.effect_steps import change_inputs, patch_units, split_ef
 from nnsight_vae.report.folder import Folder
 from nnsight_vae.report.graph_steps import extract_all, extract_one, relate_factors
 from nnsight_vae.report.latent_steps import describe, map_latents, measure
-from nnsight_vae.report.run import Run, Settings
 from nnsight_vae.report.page import page
+from nnsight_vae.report.run import Run, Settings
 from nnsight_vae.report.summary import Summary
 from nnsight_vae.vae import VAE
 
@@ -46,7 +46,7 @@ def analyze(
     Written as they are finished: factor_map.csv, metrics.csv, effects_latents.csv, effects_inputs.csv, effects_patching.csv,
     mediation.csv, factor_graph.graphml, interchange.csv, circuit.json / .graphml / .html (of the factor that latents move most),
     factor_circuits.json / .graphml / .html / .csv (of all factors, in the graph of the factors), figures/, effects/ (every effect pair by pair), and last
-    summary.json. A run that was interrupted keeps what it finished; the same call again reuses the patching it had done.
+    index.html, which shows all of it, and summary.json. A run that was interrupted keeps what it finished; the same call again reuses the patching it had done.
 
     Args:
         vae: the model.

@@ -56,7 +56,7 @@ def map_latents(run: Run) -> None:
     run.mapping = found
     run.folder.table("factor_map.csv", found.to_frame())
     run.folder.table("effects_latents.csv", found.effects.to_frame())
-    run.folder.figure("latents.png", found.effects.plot()[0])
+    run.folder.figure("latents.png", found.plot()[0])
     run.folder.effects("latents", found.effects)
     run.sections["model"] = {
         "name": run.name,

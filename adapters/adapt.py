@@ -40,7 +40,8 @@ def adapt(
         levels: how many latents there are. With several, `encoder(x, draw)` calls `z = draw(k, posterior)` once for each, and the
             decoder takes them all, `decoder(z0, z1)`; see `nv.adapters.Ladder`.
         standard_prior: every level has the prior N(0, 1), so that KL per latent is known.
-        codebook: rows `[codes, channels]` of a discrete latent, for `Quantize`. Default where the module's own encode and decode
+        codebook: rows `[codes, channels]` of a discrete latent, for `Quantize`. The encoding before quantisation is the site of the
+            module that gives it, read and patched there; `levels.codes.nearest_codes` tells which code it is. Default where the module's own encode and decode
             are used: its tensor `codebook`, if it has one.
         example: one batch of inputs, where the input shape cannot be inferred.
         given: conditions of a conditional VAE, one row each: encoder and decoder are called as `encoder(x, *given)` and

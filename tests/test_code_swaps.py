@@ -131,3 +131,27 @@ def test_codes_of_a_latent_without_positions_are_swapped_whole():
     assert found.units == ("latent.z",)
     base = decoded(vae, vae.encode(x).mu)
     np.testing.assert_allclose(found.values[0], (decoded(vae, codebook[2].expand(20, 4)) - base).T, atol=1e-6)
+
+
+def test_an_encoding_patched_before_the_quantiser_changes_codes_one_by_one(discrete):
+    """The site before the quantiser is where encodings are read and patched; their indices are those of the nearest codes."""
+    model = nv.models.VQVAE(image_shape=(1, 12, 12), latent=3, codes=5, channels=(4, 4))
+    model.quantizer.codebook.copy_(torch.randn(5, 3, generator=torch.Generator().manual_seed(0)))
+    vae, x = nv.VAE(model), images(vq_vae(), 7)
+    codes, chosen = model.quantizer.codebook, torch.tensor([3.0, -2.0, 1.0])
+    out = nv.intervene(vae, x, {"encoder@1,2": nv.Set(chosen)})
+    expected = nearest_codes(vae, vae.encode(x).mu)
+    expected[:, 1, 2] = (codes - chosen).norm(dim=1).argmin()
+    assert torch.equal(nearest_codes(vae, out.z), expected)
+    assert not torch.equal(expected, nearest_codes(vae, vae.encode(x).mu))
+    with torch.no_grad():
+        torch.testing.assert_close(out.reconstruction, model.decoder(codes[expected].movedim(-1, 1)))
+
+
+def test_codes_far_from_the_origin_and_near_one_another_are_told_apart():
+    """Distances through matrix products, as torch takes them from 25 rows on, would round theirs away."""
+    codebook = 3000 + 0.01 * torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+    model = copy.deepcopy(MODELS["mlp"])
+    vae = nv.adapt(model, codebook=codebook)
+    vae.encode(images(model, 1))
+    assert nearest_codes(vae, codebook).tolist() == list(range(40))

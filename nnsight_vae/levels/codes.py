@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from nnsight_vae.engine import activations
 from nnsight_vae.errors import InterventionError
 from nnsight_vae.interventions import Intervention, Quantize
+from nnsight_vae.models.quantizer import nearest_code
 from nnsight_vae.sites import Selection
 from nnsight_vae.vae import VAE
 
@@ -33,9 +33,31 @@ def codebook_of(vae: VAE) -> Float[Tensor, "code channel"]:
 
 
 def nearest_codes(vae: VAE, z: Float[Tensor, "n channel *position"]) -> Int[Tensor, "n *position"]:
-    """The codebook row nearest to the latent vector at each position: what a vector quantiser makes of it."""
-    codebook = codebook_of(vae).to(z)
-    return torch.cdist(z.movedim(1, -1).flatten(0, -2), codebook).argmin(dim=1).view(len(z), *z.shape[2:])
+    """The codebook row nearest to the latent vector at each position: what a vector quantiser makes of it.
+
+    Of `vae.encode(x).mu` these are the indices of the codes in use; of what the site before the quantiser gives, the codes that it
+    becomes, also where a patch has moved it.
+
+    Args:
+        vae: a VAE with a codebook.
+        z: codes, or encodings in their place.
+
+    Returns: rows of the codebook.
+
+    Raises:
+        InterventionError: the VAE has no codebook, or one that does not fit its latent.
+
+    Example:
+        >>> import torch
+        >>> from nnsight_vae.models import VQVAE
+        >>> vae, x = VAE(VQVAE(image_shape=(1, 16, 16), latent=4, codes=8)), torch.rand(2, 1, 16, 16)
+        >>> nearest_codes(vae, vae.encode(x).mu).shape
+        torch.Size([2, 4, 4])
+        >>> encoding = activations(vae, x, ["encoder"])["encoder"]
+        >>> bool((nearest_codes(vae, encoding) == nearest_codes(vae, vae.encode(x).mu)).all())
+        True
+    """
+    return nearest_code(z, codebook_of(vae).to(z))
 
 
 def code_usage(vae: VAE, x: Float[Tensor, "n *image"]) -> Float[np.ndarray, " code"]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .networks import GaussianVAE
 from .objectives import gaussian_kl, reconstruction_loss
+from .quantizer import nearest_code, perplexity
 from .vq import VQVAE
 
 if TYPE_CHECKING:
@@ -97,17 +98,15 @@ def measure_codes(module: VQVAE, batch: Batch) -> dict[str, Any]:
         perplexity: exp of the entropy of their use over images and places.
     """
     reconstruction, _, q = module(batch.images)
-    rows = q.movedim(1, -1).flatten(0, -2)
-    nearest = torch.cdist(rows, module.codebook).argmin(1)
-    share = torch.bincount(nearest, minlength=len(module.codebook)) / len(nearest)
+    counts = torch.bincount(nearest_code(q, module.codebook).flatten(), minlength=len(module.codebook))
     return {
         "images": len(batch),
         "reconstruction": float(reconstruction_loss(reconstruction, batch.images).mean()),
         "reconstruction_floor": float(reconstruction_loss(batch.images, batch.images).mean()),
         "mse": float((reconstruction - batch.images).square().mean()),
         "codes": len(module.codebook),
-        "used": int((share > 0).sum()),
-        "perplexity": round(float(torch.exp(-torch.special.xlogy(share, share).sum())), 2),
+        "used": int((counts > 0).sum()),
+        "perplexity": round(float(perplexity(counts)), 2),
     }
 
 

@@ -20,8 +20,9 @@ class VQVAE(nn.Module):
     `VectorQuantizer`. ``decoder``: Conv2d 1x1, ReLU, then (ConvTranspose2d 4x4 stride 2, ReLU) back up, the last one
     followed by Sigmoid.
 
-    In `nv.VAE` the site `encoder` is the encoding before quantisation; `quantizer`, `latent.mu` and `latent.z` are the code
-    at each position; and `nv.Quantize(k)` puts code k there. The decoder takes what it is given: a value that is no code
+    In `nv.VAE` the site `encoder` is the encoding before quantisation, so that a patch there moves which code is nearest;
+    `quantizer`, `latent.mu` and `latent.z` are the code at each position, `levels.codes.nearest_codes(vae, z)` tells its index,
+    and `nv.Quantize(k)` puts code k there. The decoder takes what it is given: a value that is no code
     is not snapped back to one.
 
     Args:

@@ -10,7 +10,7 @@ import torch
 from wired import PIXEL, TRUE_EDGES, true_circuit, wired
 
 import nnsight_vae as nv
-from nnsight_vae.circuits import Faithfulness, faithfulness, score_edges
+from nnsight_vae.circuits import Faithfulness, faithfulness, hypothesis_tests, score_edges
 from nnsight_vae.circuits.evaluation.curves import area_gains, curve_areas
 from nnsight_vae.circuits.evaluation.edge_sets import EdgeSets
 from nnsight_vae.circuits.evaluation.rankings import N_RANDOM, by_baseline
@@ -104,6 +104,10 @@ def test_a_result_says_where_it_was_made_on_the_pairs_the_circuit_was_found_on(w
     circuit = nv.extract_circuit(vae, pairs, readout)
     on_these, on_others = (faithfulness(vae, circuit, each, readout) for each in (pairs, others(pairs)))
     assert (on_these.seen, on_others.seen) == (True, False)
+    of_these, of_others = (
+        hypothesis_tests(vae, circuit, each, readout, tests=("equivalence",)) for each in (pairs, others(pairs))
+    )
+    assert ("others test it" in str(of_these), "others test it" in str(of_others)) == (True, False)
     assert "found on these pairs" in str(on_these)
     assert "found on these pairs" not in str(on_others)
     on_these.save(tmp_path / "f.npz")

@@ -22,7 +22,15 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from nnsight_vae.circuits.evaluation.edge_sets import Ablation, EdgeSet, EdgeSets, Progress, Readings, checked_circuit
+from nnsight_vae.circuits.evaluation.edge_sets import (
+    Ablation,
+    EdgeSet,
+    EdgeSets,
+    Progress,
+    Readings,
+    checked_circuit,
+    found_on,
+)
 from nnsight_vae.circuits.evaluation.hypotheses import equivalence, hsic_pvalue, independent, wins_pvalue
 from nnsight_vae.circuits.evaluation.random_circuits import Inflater, random_like
 from nnsight_vae.circuits.evaluation.verdicts import CircuitTests, Outcome, Test
@@ -134,7 +142,8 @@ def hypothesis_tests(
             found = _against_rivals(test, readings, runs, quantile)
         outcomes += _adjusted(test, found, readout.names, alpha)
     n = independent(readings.total, *pairs.cluster_ids).shape[-1]
-    return CircuitTests(tuple(outcomes), alpha, epsilon, quantile, n, n_random, ablation)
+    seen = found_on(circuit, readings, readout)
+    return CircuitTests(tuple(outcomes), alpha, epsilon, quantile, n, n_random, ablation, seen)
 
 
 def _without(edges: EdgeSet, edge: int) -> EdgeSet:

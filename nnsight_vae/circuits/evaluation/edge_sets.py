@@ -232,3 +232,11 @@ def checked_circuit(circuit: object) -> nx.DiGraph:
     ):
         raise CircuitError(f"expected a circuit (networkx.DiGraph of schema {CIRCUIT_SCHEMA!r}), got {circuit!r}.")
     return circuit
+
+
+def found_on(circuit: nx.DiGraph, readings: Readings, readout: Readout) -> bool:
+    """Whether a circuit was found on these pairs: on others, or with edges at rest that carry something else, TE is another number."""
+    recorded = circuit.graph.get("total_effect") or {}
+    means = zip(readout.names, readings.total.mean(axis=1).tolist(), strict=True)
+    known = [(recorded[name]["mean"], mean) for name, mean in means if name in recorded]
+    return any(mean for _, mean in known) and all(np.isclose(a, b, rtol=1e-5, atol=0.0) for a, b in known)

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnsight_vae.circuits.evaluation.curves import checked_sizes, sizes_for
-from nnsight_vae.circuits.evaluation.edge_sets import Ablation, EdgeSet, EdgeSets, Progress, Readings, checked_circuit
+from nnsight_vae.circuits.evaluation.edge_sets import Ablation, EdgeSet, EdgeSets, Progress, checked_circuit, found_on
 from nnsight_vae.circuits.evaluation.faithfulness_result import Faithfulness
 from nnsight_vae.circuits.evaluation.generative import generative_scores
 from nnsight_vae.circuits.evaluation.rankings import Baseline, by_baseline, check_baselines, strongest_first, the_rest
@@ -45,7 +45,8 @@ def faithfulness(
         circuit: from `extract_circuit`, or any graph over the same node ids; the attribute `share` (else `effect`) of its
             edges orders the curve.
         pairs: with the factor of the circuit.
-        readout: with the targets of the circuit.
+        readout: with the targets of the circuit. Where it has several, the circuit of all of them runs, so the score of each counts
+            edges that are there for another; extract and evaluate one target by itself (`readout["angle"]`) where that matters.
         ablation: what edges outside the circuit carry: what they carried in the `base` run (the circuit alone carries the
             change from base to source), their `mean` over the bases, or `zero`. `edge_sets` says it precisely; numbers
             under different ablations answer different questions and cannot be compared.
@@ -124,7 +125,7 @@ def faithfulness(
         generative_scores(sets, own),
         provenance(vae, pairs, readout, options=options),
         curves,
-        _seen(circuit, readings, readout),
+        found_on(circuit, readings, readout),
     )
 
 
@@ -132,11 +133,3 @@ def _first(size: int, order: Sequence[int], n_edges: int) -> EdgeSet:
     chosen = np.zeros(n_edges, dtype=bool)
     chosen[list(order[:size])] = True
     return chosen
-
-
-def _seen(circuit: nx.DiGraph, readings: Readings, readout: Readout) -> bool:
-    """Whether the circuit was found on these pairs: on others, or with edges at rest that carry something else, TE is another number."""
-    recorded = circuit.graph.get("total_effect") or {}
-    means = zip(readout.names, readings.total.mean(axis=1).tolist(), strict=True)
-    known = [(recorded[name]["mean"], mean) for name, mean in means if name in recorded]
-    return any(mean for _, mean in known) and all(np.isclose(a, b, rtol=1e-5, atol=0.0) for a, b in known)

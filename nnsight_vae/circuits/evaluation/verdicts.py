@@ -51,6 +51,7 @@ class CircuitTests:
         n_pairs: independent clusters of pairs that equivalence and independence rest on.
         n_random: random rivals.
         ablation: what edges outside carry.
+        seen: the circuit was found on these very pairs, so the tests favour it; found out where the ablation is `base`.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -60,6 +61,7 @@ class CircuitTests:
     n_pairs: int
     n_random: int
     ablation: Ablation
+    seen: bool = False
 
     def to_frame(self) -> pd.DataFrame:
         """One row per outcome, with its attributes as columns."""
@@ -77,6 +79,8 @@ class CircuitTests:
             f"Tests of a circuit on {self.n_pairs} independent pairs and {self.n_random} random rivals, ablation {self.ablation!r}; "
             f"each test rejects what is true of any target with a chance of at most {self.alpha:g}"
         ]
+        if self.seen:
+            lines.append("the circuit was found on these pairs, which favours it: others test it")
         for readout in dict.fromkeys(o.readout for o in self.outcomes):
             lines.append(f"  {readout}")
             own = [o for o in self.outcomes if o.readout == readout]

@@ -91,7 +91,7 @@ def read_csv(text: str) -> list[tuple[str, str, dict[str, Any]]]:
 
 
 def _edges(reader: Any) -> list[tuple[str, str, dict[str, Any]]]:
-    header = next(reader, [])
+    header: list[str] = next(reader, [])
     if header[:2] != ["source", "target"]:
         raise ValueError(f"line 1 begins with {header[:2]}; an edge list begins with the columns source, target")
     names = [str(_value(name)) if name.startswith('"') else name for name in header[2:]]

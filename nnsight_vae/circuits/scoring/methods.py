@@ -46,7 +46,7 @@ _HALVES = {
     "average": ("base", "source"),
     "act at average": ("act at base", "act at source"),
 }
-_FEW = 4  # edges of a cut up to which `eap-act` patches them: each carries much, which is far from linear, and takes little time
+FEW = 64  # edges of a cut up to which `eap-act` patches them: each carries much, too far from linear, and they take little time
 _RULES: dict[str, Rule] = {"base": ((0.0, 1.0),), "source": ((1.0, 1.0),)}
 
 
@@ -199,7 +199,7 @@ def _activated(
     for i, (values, there) in zip(reversed(range(len(cuts))), at_activations(receiver, readout, cuts), strict=True):
         if flat is not None and i == last:
             flat.add("act at source" if denoise else "act at base", run, [of_target[0] for of_target in there])
-        if i == last or len(cuts[i]) <= _FEW:
+        if i == last or len(cuts[i]) <= FEW:
             values = patched(receiver, cuts[i], readout, wanted[i], advance)
         else:
             values = values[torch.as_tensor(wanted[i], device=values.device)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import contextmanager
 
 import numpy as np
@@ -10,8 +11,9 @@ import torch
 from hooks import literal, record
 from hypothesis import given, settings, strategies as st
 from linear import LinearReadout, linear, random_linear_vae
+from mediated import MODELS, TwoPixels, pairs_of
 from torch import Tensor, nn
-from vaes import all_vaes, images
+from vaes import images
 
 import nnsight_vae as nv
 from nnsight_vae import engine
@@ -172,26 +174,11 @@ def test_an_independent_estimator_on_data_of_the_same_scm_agrees():
     assert share == pytest.approx(exact.tnie.mean().item() / exact.te.mean().item(), abs=0.03)
 
 
-MODELS = {name: model.double() for name, model in all_vaes().items()}
-
-
-def pairs_of(name: str, n: int = 4) -> tuple[nv.VAE, nv.Pairs]:
-    model = MODELS[name]
-    vae, x = nv.VAE(model), images(model, 2 * n, seed=5).double()
-    vae.encode(x[:1])
-    return vae, nv.Pairs(x[:n], x[n:])
-
-
-class TwoPixels:
-    names = ("a", "b")
-
-    def __call__(self, reconstruction: Tensor) -> Tensor:
-        return 10 * reconstruction.flatten(1)[:, [40, 41]]
-
-
 def test_mediators_at_a_position_equal_hooks():
     vae, pairs = pairs_of("conv")
-    m = nv.mediate(vae, pairs, ["encoder.0[1]@2,3", "encoder.0[2]", "decoder.3@4,4"], readout=TwoPixels(), hold=0.3)
+    m = nv.mediate(
+        vae, pairs, ["encoder.0[1]@2,3", "encoder.0[2]", "decoder.3@4,4"], readout=TwoPixels(40, 41), hold=0.3
+    )
 
     def run(x: Tensor, other: Tensor | float) -> np.ndarray:
         donor = {
@@ -213,9 +200,9 @@ def test_mediators_at_a_position_equal_hooks():
             "encoder.0": put("encoder.0", (every, 1, 2, 3), (every, 2)),
             "decoder.3": put("decoder.3", (every, every, 4, 4)),
         }
-        return TwoPixels()(literal(vae.module, x, writes)).numpy().T
+        return TwoPixels(40, 41)(literal(vae.module, x, writes)).numpy().T
 
-    base, source = (TwoPixels()(literal(vae.module, x, {})).numpy().T for x in (pairs.base, pairs.source))
+    base, source = (TwoPixels(40, 41)(literal(vae.module, x, {})).numpy().T for x in (pairs.base, pairs.source))
     np.testing.assert_allclose(m.pnie.values[0], run(pairs.base, pairs.source) - base, atol=1e-12)
     np.testing.assert_allclose(m.tnie.values[0], source - run(pairs.source, pairs.base), atol=1e-12)
     np.testing.assert_allclose(m.cde.values[0], run(pairs.source, 0.3) - run(pairs.base, 0.3), atol=1e-12)
@@ -232,31 +219,24 @@ OTHERS = torch.rand(5, 20, generator=torch.Generator().manual_seed(4))
 )  # fmt: skip
 def test_mediators_are_held_at_the_same_value_in_both_runs(hold):
     vae, pairs = pairs_of("mlp")
-    m = nv.mediate(vae, pairs, ["latent.z[1,3]"], readout=TwoPixelsOf20(), hold=hold)
+    m = nv.mediate(vae, pairs, ["latent.z[1,3]"], readout=TwoPixels(0, 1), hold=hold)
     put = hold if isinstance(hold, nv.Intervention) else nv.Set(2.0)
     outputs = [nv.intervene(vae, x, {"latent.z[1,3]": put}) for x in (pairs.base, pairs.source)]
     torch.testing.assert_close(outputs[0].z[:, [1, 3]], outputs[1].z[:, [1, 3]], atol=0, rtol=0)
-    base, source = (TwoPixelsOf20()(each.reconstruction).numpy().T for each in outputs)
+    base, source = (TwoPixels(0, 1)(each.reconstruction).numpy().T for each in outputs)
     np.testing.assert_allclose(m.cde.values[0], source - base, atol=1e-12)
     assert m.te.provenance["hold"] == str(hold)
     assert str(m).endswith(f"NDE = CDE (mediators at {hold}) + INTref")
 
 
-class TwoPixelsOf20:
-    names = ("a", "b")
-
-    def __call__(self, reconstruction: Tensor) -> Tensor:
-        return 10 * reconstruction[:, :2]
-
-
 def test_a_single_mediator_may_be_a_unit_and_a_set_may_be_any_sequence():
     vae, pairs = pairs_of("mlp")
     by_unit, by_name = (
-        nv.mediate(vae, pairs, key, readout=TwoPixelsOf20()) for key in (nv.Unit("latent.z", 1), ["latent.z[1]"])
+        nv.mediate(vae, pairs, key, readout=TwoPixels(0, 1)) for key in (nv.Unit("latent.z", 1), ["latent.z[1]"])
     )
     np.testing.assert_array_equal(by_unit.pnie.values, by_name.pnie.values)
     as_tuple, as_slice = (
-        nv.mediate(vae, pairs, key, readout=TwoPixelsOf20())
+        nv.mediate(vae, pairs, key, readout=TwoPixels(0, 1))
         for key in (("latent.z[0]", "latent.z[1]"), "latent.z[0:2]")
     )
     np.testing.assert_allclose(as_tuple.tnie.values, as_slice.tnie.values, atol=1e-12)
@@ -264,7 +244,7 @@ def test_a_single_mediator_may_be_a_unit_and_a_set_may_be_any_sequence():
 
 def test_a_mediation_counts_its_targets_and_pairs_in_words():
     vae, pairs = pairs_of("mlp")
-    m = nv.mediate(vae, pairs[:1], "latent.z[0]", readout=TwoPixelsOf20())
+    m = nv.mediate(vae, pairs[:1], "latent.z[0]", readout=TwoPixels(0, 1))
     assert repr(m) == "Mediation(through latent.z[0]: 2 targets x 1 pair)"
     assert repr(m.select("a")) == "Mediation(through latent.z[0]: 1 target x 1 pair)"
     assert str(m).startswith("Mediation through latent.z[0]: 1 pair, no intervals")
@@ -273,26 +253,26 @@ def test_a_mediation_counts_its_targets_and_pairs_in_words():
 def test_the_relative_scale_is_asked_for_and_refused_where_the_base_is_near_0():
     vae, pairs = pairs_of("mlp")
     plain, relative = (
-        nv.mediate(vae, pairs, "latent.z[0]", readout=TwoPixelsOf20(), scale=s) for s in ("difference", "relative")
+        nv.mediate(vae, pairs, "latent.z[0]", readout=TwoPixels(0, 1), scale=s) for s in ("difference", "relative")
     )
-    base = TwoPixelsOf20()(literal(vae.module, pairs.base, {})).numpy().T
+    base = TwoPixels(0, 1)(literal(vae.module, pairs.base, {})).numpy().T
     np.testing.assert_allclose(relative.tnie.values[0], plain.tnie.values[0] / base, rtol=1e-9)
     assert (plain.te.provenance["scale"], relative.te.provenance["scale"]) == ("difference", "relative")
 
-    class Centred(TwoPixelsOf20):
+    class Centred(TwoPixels):
         def __call__(self, reconstruction: Tensor) -> Tensor:
             return super().__call__(reconstruction) - base[0, 2]
 
     with pytest.raises(nv.DataError, match="relative effects on a are undefined"):
-        nv.mediate(vae, pairs, "latent.z[0]", readout=Centred(), scale="relative")
+        nv.mediate(vae, pairs, "latent.z[0]", readout=Centred(0, 1), scale="relative")
 
 
 def test_the_held_runs_share_the_noise_of_the_pair():
     model = MODELS["mlp"]
-    vae = nv.VAE(model)
+    vae = nv.VAE(copy.deepcopy(model))
     base, source = (images(model, 6, seed).double() for seed in (0, 1))
     eps = torch.randn(6, 4, generator=torch.Generator().manual_seed(2), dtype=torch.double)
-    read = TwoPixelsOf20()
+    read = TwoPixels(0, 1)
     found = nv.mediate(vae, nv.Pairs(base, source, eps=eps), "enc1[0:4]", readout=read, hold=0.3).cde
     held = [read(nv.intervene(vae, x, {"enc1[0:4]": nv.Set(0.3)}, eps=eps).reconstruction) for x in (base, source)]
     np.testing.assert_allclose(found.values[0], (held[1] - held[0]).T.numpy(), atol=1e-6)
@@ -303,9 +283,9 @@ def test_results_carry_the_ids_of_bases_and_sources():
     x = images(MODELS["mlp"], 7, seed=6).double()
     crossed = nv.Pairs.crossed(x[:3], x[3:])
     results = [
-        *nv.mediate(vae, crossed, "latent.z[0]", readout=TwoPixelsOf20(), hold=0).quantities.values(),
-        nv.path_effects(vae, crossed, ["enc1[0]", "latent.z[0]"], readout=TwoPixelsOf20()),
-        nv.shapley_mediators(vae, crossed, ["enc1[0]", "latent.z[0]"], readout=TwoPixelsOf20()),
+        *nv.mediate(vae, crossed, "latent.z[0]", readout=TwoPixels(0, 1), hold=0).quantities.values(),
+        nv.path_effects(vae, crossed, ["enc1[0]", "latent.z[0]"], readout=TwoPixels(0, 1)),
+        nv.shapley_mediators(vae, crossed, ["enc1[0]", "latent.z[0]"], readout=TwoPixels(0, 1)),
     ]
     for effects in results:
         assert effects.groups.tolist() == [0] * 4 + [1] * 4 + [2] * 4
@@ -358,7 +338,7 @@ def test_bad_questions_are_refused_before_any_run(ask, error, message, monkeypat
     vae, pairs = pairs_of("mlp")
     monkeypatch.setattr(engine, "clean_run", lambda *args, **kwargs: pytest.fail("ran"))
     with pytest.raises(error, match=message):
-        ask(vae, pairs, TwoPixelsOf20())
+        ask(vae, pairs, TwoPixels(0, 1))
 
 
 @pytest.mark.parametrize(
@@ -383,7 +363,7 @@ def test_the_bar_ends_full(where, ask, monkeypatch):
         yield seen.append
 
     monkeypatch.setattr(where, "progress_bar", bar)
-    ask(vae, pairs, TwoPixelsOf20())
+    ask(vae, pairs, TwoPixels(0, 1))
     assert totals == [sum(seen)]
     assert sum(seen) > 0
 
@@ -401,15 +381,15 @@ def test_a_run_that_breaks_leaves_the_model_as_it_was():
                 raise RuntimeError("mine")
             return super().__call__(reconstruction)
 
-    want = nv.path_effects(vae, pairs, ["encoder.0[0]", "latent.z[1]"], readout=TwoPixels()).values
+    want = nv.path_effects(vae, pairs, ["encoder.0[0]", "latent.z[1]"], readout=TwoPixels(40, 41)).values
     state = {name: value.clone() for name, value in vae.module.state_dict().items()}
     with pytest.raises(RuntimeError, match="mine"):
-        nv.path_effects(vae, pairs, ["encoder.0[0]", "latent.z[1]"], readout=Breaks())
+        nv.path_effects(vae, pairs, ["encoder.0[0]", "latent.z[1]"], readout=Breaks(40, 41))
     assert all(module.training for module in vae.module.modules())
     assert all(torch.equal(state[name], value) for name, value in vae.module.state_dict().items())
     assert not any(module._forward_hooks for module in vae.module.modules())
     np.testing.assert_array_equal(
-        nv.path_effects(vae, pairs, ["encoder.0[0]", "latent.z[1]"], readout=TwoPixels()).values, want
+        nv.path_effects(vae, pairs, ["encoder.0[0]", "latent.z[1]"], readout=TwoPixels(40, 41)).values, want
     )
 
 

@@ -15,8 +15,9 @@ import pytest
 import torch
 from hooks import literal, record
 from hypothesis import assume, given, settings
+from mediated import MODELS
 from torch import Tensor, nn
-from vaes import all_vaes, images, seeded
+from vaes import images, seeded
 
 import nnsight_vae as nv
 from nnsight_vae.levels.units import default_sites
@@ -39,7 +40,6 @@ class Pixels:
 
 
 READ = Pixels()
-MODELS = {name: model.double() for name, model in all_vaes().items()}
 
 
 @dataclass(frozen=True, repr=False)

@@ -10,32 +10,15 @@ import torch
 from hooks import literal
 from hypothesis import given, settings, strategies as st
 from linear import LinearReadout, linear, random_linear_vae
+from mediated import TwoPixels, pairs_of
 from torch import Tensor, nn
-from vaes import all_vaes, images
 
 import nnsight_vae as nv
 from nnsight_vae.levels import paths
 
-MODELS = {name: model.double() for name, model in all_vaes().items()}
-
-
-class TwoPixels:
-    names = ("a", "b")
-
-    def __call__(self, reconstruction: Tensor) -> Tensor:
-        return 10 * reconstruction.flatten(1)[:, [3, 11]]
-
 
 def subsets(k: int) -> list[tuple[int, ...]]:
     return [path for length in range(k + 1) for path in combinations(range(k), length)]
-
-
-def pairs_of(name: str, noisy: bool = False, n: int = 4) -> tuple[nv.VAE, nv.Pairs]:
-    model = MODELS[name]
-    vae, x = nv.VAE(model), images(model, 2 * n, seed=5).double()
-    shape = vae.encode(x[:n]).mu.shape
-    eps = torch.randn(shape, generator=torch.Generator().manual_seed(6), dtype=torch.double) if noisy else None
-    return vae, nv.Pairs(x[:n], x[n:], eps=eps)
 
 
 @given(
@@ -135,7 +118,7 @@ def nested(model: nn.Module, pairs: nv.Pairs, sets: list[Set_], path: tuple[int,
 
         sites = {*held, *([keep] if keep else [])}
         output = literal(model, x, {site: write(site) for site in sites}, pairs.eps)
-        return kept[0] if keep else TwoPixels()(output)
+        return kept[0] if keep else TwoPixels(3, 11)(output)
 
     def held_before(node: int, prefix: tuple[int, ...]) -> dict[str, list[tuple[list[int], Tensor]]]:
         held: dict[str, list[tuple[list[int], Tensor]]] = {}
@@ -166,8 +149,10 @@ def test_every_path_effect_equals_nested_runs_with_hooks(chain, noisy):
     sets = CHAINS[chain]
     vae, pairs = pairs_of("mlp" if chain == "parallel" else chain, noisy)
     keys = [[f"{site}[{','.join(map(str, units))}]" for site, units in each] for each in sets]
-    found = nv.path_effects(vae, pairs, keys, readout=TwoPixels())
-    base, source = (TwoPixels()(literal(vae.module, x, {}, pairs.eps)).numpy().T for x in (pairs.base, pairs.source))
+    found = nv.path_effects(vae, pairs, keys, readout=TwoPixels(3, 11))
+    base, source = (
+        TwoPixels(3, 11)(literal(vae.module, x, {}, pairs.eps)).numpy().T for x in (pairs.base, pairs.source)
+    )
     names = [" + ".join(str(vae.sites.select(key)) for key in each) for each in keys]
     for row, path in enumerate(subsets(len(sets))):
         assert found.units[row] == " -> ".join(["X", *(names[i] for i in path), "Y"])
@@ -187,8 +172,8 @@ def test_every_path_effect_equals_nested_runs_with_hooks(chain, noisy):
 
 def test_one_mediator_has_the_paths_of_mediate():
     vae, pairs = pairs_of("conv", noisy=True)
-    m = nv.mediate(vae, pairs, ["encoder.2[0:3]", "latent.z[1]"], readout=TwoPixels())
-    found = nv.path_effects(vae, pairs, [["encoder.2[0:3]", "latent.z[1]"]], readout=TwoPixels())
+    m = nv.mediate(vae, pairs, ["encoder.2[0:3]", "latent.z[1]"], readout=TwoPixels(3, 11))
+    found = nv.path_effects(vae, pairs, [["encoder.2[0:3]", "latent.z[1]"]], readout=TwoPixels(3, 11))
     assert found.units == ("X -> Y", "X -> encoder.2[0:3] + latent.z[1] -> Y", "interaction")
     for row, quantity in zip(found.values, (m.nde, m.pnie, m.interaction), strict=True):
         np.testing.assert_allclose(row, quantity.values[0], atol=1e-12)
@@ -196,8 +181,8 @@ def test_one_mediator_has_the_paths_of_mediate():
 
 def test_whole_layers_leave_one_path():
     vae, pairs = pairs_of("mlp")
-    found = nv.path_effects(vae, pairs, ["enc1", "latent.z", "dec1"], readout=TwoPixels())
-    te = nv.mediate(vae, pairs, "enc1", readout=TwoPixels()).te
+    found = nv.path_effects(vae, pairs, ["enc1", "latent.z", "dec1"], readout=TwoPixels(3, 11))
+    te = nv.mediate(vae, pairs, "enc1", readout=TwoPixels(3, 11)).te
     through = found.units.index("X -> enc1 -> latent.z -> dec1 -> Y")
     np.testing.assert_allclose(found.values[through], te.values[0], atol=1e-12)
     assert np.abs(np.delete(found.values, through, axis=0)).max() < 1e-12
@@ -207,7 +192,7 @@ def test_paths_at_positions_are_parts_of_the_layer():
     """Of a convolution to the next: from the place (0, 0) only what lies under the kernel is reached."""
     vae, pairs = pairs_of("conv")
     near, far = (
-        nv.path_effects(vae, pairs, ["encoder.0[0:4]@0,0", f"encoder.2[0:6]@{place}"], readout=TwoPixels())
+        nv.path_effects(vae, pairs, ["encoder.0[0:4]@0,0", f"encoder.2[0:6]@{place}"], readout=TwoPixels(3, 11))
         for place in ("0,0", "3,3")
     )
     both = "X -> encoder.0[0:4]@0,0 -> encoder.2[0:6]@{} -> Y"
@@ -218,35 +203,37 @@ def test_paths_at_positions_are_parts_of_the_layer():
 def test_reversed_pairs_add_up_to_minus_te_and_equal_pairs_to_nothing():
     vae, pairs = pairs_of("residual", noisy=True)
     keys = ["stem[0:2]", "latent.z[1]"]
-    forth, back = (nv.path_effects(vae, p, keys, readout=TwoPixels()) for p in (pairs, pairs.reversed()))
+    forth, back = (nv.path_effects(vae, p, keys, readout=TwoPixels(3, 11)) for p in (pairs, pairs.reversed()))
     np.testing.assert_allclose(forth.values.sum(0), -back.values.sum(0), atol=1e-12)
     assert np.abs(forth.values[:-1] + back.values[:-1]).max() > 1e-6  # other references, other path effects
     same = nv.Pairs(pairs.base, pairs.base.clone(), eps=pairs.eps)
-    assert (nv.path_effects(vae, same, keys, readout=TwoPixels()).values == 0).all()
+    assert (nv.path_effects(vae, same, keys, readout=TwoPixels(3, 11)).values == 0).all()
 
 
 def test_pairs_do_not_see_each_other():
     vae, pairs = pairs_of("conv")
     keys = ["encoder.0[0]", "encoder.2[1]", "latent.z[0:2]"]
-    together = nv.path_effects(vae, pairs, keys, readout=TwoPixels()).values
+    together = nv.path_effects(vae, pairs, keys, readout=TwoPixels(3, 11)).values
     order = torch.tensor([2, 0, 3, 1])
     np.testing.assert_allclose(
-        nv.path_effects(vae, pairs[order], keys, readout=TwoPixels()).values, together[:, :, order], atol=1e-12
+        nv.path_effects(vae, pairs[order], keys, readout=TwoPixels(3, 11)).values, together[:, :, order], atol=1e-12
     )
-    alone = np.concatenate([nv.path_effects(vae, pairs[i], keys, readout=TwoPixels()).values for i in range(4)], axis=2)
+    alone = np.concatenate(
+        [nv.path_effects(vae, pairs[i], keys, readout=TwoPixels(3, 11)).values for i in range(4)], axis=2
+    )
     np.testing.assert_allclose(alone, together, atol=1e-12)
 
 
 def test_pairs_that_are_followed_a_few_at_a_time_give_the_same(monkeypatch):
     vae, pairs = pairs_of("conv", noisy=True)
     keys = ["encoder.0[0]", ["encoder.2[1]", "fc_mu[0]"], "latent.z[0:2]"]
-    together = nv.path_effects(vae, pairs, keys, readout=TwoPixels())
+    together = nv.path_effects(vae, pairs, keys, readout=TwoPixels(3, 11))
     numbers = 64 + 16 + 1 + 2
     for bound in (1, 3 * 4 * numbers * 8):  # one pair at a time; three of the four
         monkeypatch.setattr(paths, "CARRIED_BYTES", bound)
         seen: list[int] = []
         monkeypatch.setattr(paths._Paths, "outcomes", counted(paths._Paths.outcomes, seen))
-        apart = nv.path_effects(vae, pairs, keys, readout=TwoPixels())
+        apart = nv.path_effects(vae, pairs, keys, readout=TwoPixels(3, 11))
         np.testing.assert_allclose(apart.values, together.values, atol=1e-12)
         assert seen == ([1] * 4 if bound == 1 else [3, 1])
         monkeypatch.undo()
@@ -269,7 +256,7 @@ def test_what_is_read_may_be_the_latent():
 
 def test_results_save_test_and_select_as_any_effects_do(tmp_path):
     vae, pairs = pairs_of("mlp", n=12)
-    found = nv.path_effects(vae, pairs, ["enc1[0:8]", "latent.z"], readout=TwoPixels())
+    found = nv.path_effects(vae, pairs, ["enc1[0:8]", "latent.z"], readout=TwoPixels(3, 11))
     found.save(tmp_path / "paths.npz")
     assert nv.Effects.load(tmp_path / "paths.npz").units == found.units
     assert found.provenance["mediators"] == ["enc1[0:8]", "latent.z"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from itertools import combinations
 from math import comb
@@ -10,25 +11,18 @@ import numpy as np
 import pytest
 import torch
 from linear import LinearReadout, linear, random_linear_vae
+from mediated import MODELS, TwoPixels
 from torch import Tensor, nn
-from vaes import all_vaes, images
+from vaes import images
 
 import nnsight_vae as nv
 from nnsight_vae.levels import shapley
 
-MODELS = {name: model.double() for name, model in all_vaes().items()}
 KEYS = ["enc1[0:3]", ["enc1[5]", "dec1[0:3]"], "latent.z[0]", "latent.z[2]"]
 
 
-class TwoPixels:
-    names = ("a", "b")
-
-    def __call__(self, reconstruction: Tensor) -> Tensor:
-        return 10 * reconstruction[:, :2]
-
-
 def mlp(n: int = 5) -> tuple[nv.VAE, nv.Pairs]:
-    vae, x = nv.VAE(MODELS["mlp"]), images(MODELS["mlp"], 2 * n, seed=1).double()
+    vae, x = nv.VAE(copy.deepcopy(MODELS["mlp"])), images(MODELS["mlp"], 2 * n, seed=1).double()
     eps = torch.randn(vae.encode(x[:n]).mu.shape, generator=torch.Generator().manual_seed(2), dtype=torch.double)
     return vae, nv.Pairs(x[:n], x[n:], eps=eps)
 
@@ -42,9 +36,9 @@ def test_shares_equal_the_formula_over_sets_measured_one_by_one(direction):
     @cache
     def worth(chosen: tuple[int, ...]) -> np.ndarray | float:
         keys = [key for i in chosen for key in (KEYS[i] if isinstance(KEYS[i], list) else [KEYS[i]])]
-        return getattr(nv.mediate(vae, pairs, keys, readout=TwoPixels()), quantity).values[0] if keys else 0.0
+        return getattr(nv.mediate(vae, pairs, keys, readout=TwoPixels(0, 1)), quantity).values[0] if keys else 0.0
 
-    found = nv.shapley_mediators(vae, pairs, KEYS, readout=TwoPixels(), direction=direction)
+    found = nv.shapley_mediators(vae, pairs, KEYS, readout=TwoPixels(0, 1), direction=direction)
     k = len(KEYS)
     for i in range(k):
         others = [j for j in range(k) if j != i]
@@ -57,7 +51,7 @@ def test_shares_equal_the_formula_over_sets_measured_one_by_one(direction):
     assert found.units == ("enc1[0:3]", "enc1[5] + dec1[0:3]", "latent.z[0]", "latent.z[2]")
     estimand = {"noising": "PNIE (noising)", "denoising": "TNIE (denoising)"}[direction]
     assert found.estimand == f"Shapley share of {estimand}"
-    in_order = nv.sequential_mediators(vae, pairs, KEYS, readout=TwoPixels(), direction=direction)
+    in_order = nv.sequential_mediators(vae, pairs, KEYS, readout=TwoPixels(0, 1), direction=direction)
     for i in range(k):
         np.testing.assert_allclose(in_order.values[i], worth(tuple(range(i + 1))) - worth(tuple(range(i))), atol=1e-12)
     assert in_order.estimand == f"sequential share of {estimand}"
@@ -108,11 +102,11 @@ def test_without_interactions_each_share_is_the_effect_alone_in_any_order():
 
 def test_sampled_shares_are_efficient_and_as_far_off_as_their_error_says():
     vae, pairs = mlp()
-    exact = nv.shapley_mediators(vae, pairs, KEYS, readout=TwoPixels())
+    exact = nv.shapley_mediators(vae, pairs, KEYS, readout=TwoPixels(0, 1))
     assert exact.parts == {}
     whole = exact.values.sum(0)
     for seed in range(3):
-        found = nv.shapley_mediators(vae, pairs, KEYS, readout=TwoPixels(), n_permutations=24, seed=seed)
+        found = nv.shapley_mediators(vae, pairs, KEYS, readout=TwoPixels(0, 1), n_permutations=24, seed=seed)
         np.testing.assert_allclose(found.values.sum(0), whole, atol=1e-12)
         error = found.parts["standard error"]
         assert error.estimand == "standard error"
@@ -120,7 +114,7 @@ def test_sampled_shares_are_efficient_and_as_far_off_as_their_error_says():
         assert (off <= 5 * error.values + 1e-12).all()
         assert (error.values > 0).any()
         assert (error.values < 0.5 * np.abs(exact.values).max()).all()
-    again = nv.shapley_mediators(vae, pairs, KEYS, readout=TwoPixels(), n_permutations=24, seed=2)
+    again = nv.shapley_mediators(vae, pairs, KEYS, readout=TwoPixels(0, 1), n_permutations=24, seed=2)
     np.testing.assert_array_equal(again.values, found.values)
     assert found.provenance["n_permutations"] == 24
 
@@ -129,21 +123,21 @@ def test_beyond_ten_mediators_orders_are_sampled(monkeypatch):
     monkeypatch.setattr(shapley, "_ORDERS", 8)
     vae, pairs = mlp(n=2)
     keys = [f"dec1[{i}]" for i in range(11)]
-    found = nv.shapley_mediators(vae, pairs, keys, readout=TwoPixels())
+    found = nv.shapley_mediators(vae, pairs, keys, readout=TwoPixels(0, 1))
     assert found.provenance["n_permutations"] == 8
-    joint = nv.mediate(vae, pairs, keys, readout=TwoPixels()).pnie
+    joint = nv.mediate(vae, pairs, keys, readout=TwoPixels(0, 1)).pnie
     np.testing.assert_allclose(found.values.sum(0), joint.values[0], atol=1e-12)
-    ten = nv.shapley_mediators(vae, pairs, keys[:10], readout=TwoPixels())
+    ten = nv.shapley_mediators(vae, pairs, keys[:10], readout=TwoPixels(0, 1))
     assert ten.provenance["n_permutations"] is None
     assert ten.parts == {}
 
 
 def test_one_mediator_gets_all():
     vae, pairs = mlp()
-    alone = nv.mediate(vae, pairs, "latent.z[0]", readout=TwoPixels())
+    alone = nv.mediate(vae, pairs, "latent.z[0]", readout=TwoPixels(0, 1))
     for share_out in (nv.shapley_mediators, nv.sequential_mediators):
-        found = share_out(vae, pairs, "latent.z[0]", readout=TwoPixels())
+        found = share_out(vae, pairs, "latent.z[0]", readout=TwoPixels(0, 1))
         np.testing.assert_allclose(found.values, alone.pnie.values, atol=1e-14)
-    sampled = nv.shapley_mediators(vae, pairs, "latent.z[0]", readout=TwoPixels(), n_permutations=4)
+    sampled = nv.shapley_mediators(vae, pairs, "latent.z[0]", readout=TwoPixels(0, 1), n_permutations=4)
     np.testing.assert_allclose(sampled.values, alone.pnie.values, atol=1e-14)
     assert (sampled.parts["standard error"].values == 0).all()

@@ -6,10 +6,10 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from ._factor_heads import Heads, levels_of, looks_discrete
@@ -62,17 +62,14 @@ def fit_factors(
     check_training_data(images, factors, names)
     factors = factors.float()
     heads = _heads(factors, names, discrete)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    test, train = order.split([round(held_out * len(order)), len(order) - round(held_out * len(order))])
-    n_calibrated = len(test) // 2 if len(test) >= 2 * _FEWEST_CALIBRATED else 0
-    calibrated, scored = test.split([n_calibrated, len(test) - n_calibrated])
-    mean, sd = factors[train].mean(0), factors[train].std(0)
+    split = _Split.of(len(images), held_out, seed)
+    mean, sd = factors[split.train].mean(0), factors[split.train].std(0)
     constant = [name for name, spread in zip(names, sd.tolist(), strict=True) if not spread > 0]
     if constant:
         raise ReadoutError(f"Factors: {', '.join(constant)} never varies in these images, so it cannot be learned.")
     network = train_regressor(
-        images[train],
-        heads.targets(factors[train], mean, sd),
+        images[split.train],
+        heads.targets(factors[split.train], mean, sd),
         n_outputs=heads.n_outputs,
         loss=heads.loss,
         seed=seed,
@@ -80,28 +77,49 @@ def fit_factors(
         augment=augment,
         progress=progress,
     )
-    if n_calibrated:
-        _calibrate(network, heads, predict(network, images[calibrated]), (factors[calibrated] - mean) / sd)
-    raw, truth = predict(network, images[scored]), (factors[scored] - mean) / sd
-    read = heads.read(raw, mean, sd)
-    accuracies = heads.accuracies(raw, heads.targets(factors[scored], mean, sd))
+    if len(split.calibrated):
+        raw = predict(network, images[split.calibrated])
+        _calibrate(network, heads, raw, (factors[split.calibrated] - mean) / sd)
+    raw = predict(network, images[split.scored])
+    record = {"seed": seed, "steps": steps, "augment": augment} | split.record
+    return Fitted(network, heads, mean, sd, *_scores(heads, raw, factors[split.scored], names, mean, sd), record)
+
+
+class _Split(NamedTuple):
+    """Which images train the network, calibrate it and score it."""
+
+    train: Int[Tensor, " _"]
+    calibrated: Int[Tensor, " _"]
+    scored: Int[Tensor, " _"]
+
+    @classmethod
+    def of(cls, n: int, held_out: float, seed: int) -> _Split:
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+        test, train = order.split([round(held_out * n), n - round(held_out * n)])
+        n_calibrated = len(test) // 2 if len(test) >= 2 * _FEWEST_CALIBRATED else 0
+        return cls(train, *test.split([n_calibrated, len(test) - n_calibrated]))
+
+    @property
+    def record(self) -> dict[str, int]:
+        return {"n_train": len(self.train), "n_calibrated": len(self.calibrated), "n_held_out": len(self.scored)}
+
+
+def _scores(
+    heads: Heads,
+    raw: Float[Tensor, "n out"],
+    factors: Float[Tensor, "n f"],
+    names: Sequence[str],
+    mean: Float[Tensor, " f"],
+    sd: Float[Tensor, " f"],
+) -> tuple[dict[str, float], dict[str, tuple[float, float]], dict[str, tuple[float, float]]]:
+    """Reliability, calibration and accuracy of every factor that has one, as in `Fitted`."""
+    read, truth = heads.read(raw, mean, sd), (factors - mean) / sd
+    accuracies = heads.accuracies(raw, heads.targets(factors, mean, sd))
     scores = [r2 if told is None else skill(*told) for r2, told in zip(r_squared(read, truth), accuracies, strict=True)]
-    return Fitted(
-        network,
-        heads,
-        mean,
-        sd,
+    return (
         {name: -math.inf if score is None else score for name, score in zip(names, scores, strict=True)},
         {name: line for name, line in zip(names, line_of(read, truth), strict=True) if line is not None},
         {name: told for name, told in zip(names, accuracies, strict=True) if told is not None},
-        {
-            "seed": seed,
-            "steps": steps,
-            "augment": augment,
-            "n_train": len(train),
-            "n_calibrated": n_calibrated,
-            "n_held_out": len(scored),
-        },
     )
 
 

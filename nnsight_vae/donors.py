@@ -187,7 +187,7 @@ def _drawn(seed: int, unit: Unit, rows: slice, grid: tuple[int, ...]) -> Tensor:
     for block in range(first, last + 1):
         digest = hashlib.sha256(f"{seed} {unit} {block}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
-        parts.append(torch.randn(_ROWS, *grid, generator=generator))
+        parts.append(torch.randn(_ROWS, *grid, generator=generator, dtype=torch.float32))
     return torch.cat(parts)[rows.start - first * _ROWS :][: rows.stop - rows.start]
 
 

@@ -79,6 +79,16 @@ def test_default_doses_are_seven_quantiles_of_the_marginal_and_all_values_of_a_c
     assert rare.doses("rare", n=1).values.tolist() == [0, 9]
 
 
+def test_a_dose_response_says_where_its_doses_are_from():
+    vae, _ = linear_world()
+    response = nv.dose_response(vae, WORLD.doses("cause", n=15, values=[0.0, 1.0], seed=7), ["latent.z"])
+    record = response.provenance["doses"]
+    assert (record["dataset"], record["drawn"], record["seed"], record["n"]) == ("linear world", 15, 7, 15)
+    own = nv.Doses(torch.zeros(2, 6, 1, 1, 3, dtype=torch.double), [0.0, 1.0], record={"dataset": "mine", "n": 99})
+    record = nv.dose_response(vae, own, ["latent.z"]).provenance["doses"]
+    assert (record["dataset"], record["n"]) == ("mine", 6)  # what the record says of the doses themselves is counted
+
+
 def test_the_noise_of_a_unit_of_the_world_is_shared_by_all_doses():
     vae, matrix = linear_world()
     doses = WORLD.doses("cause", n=15, values=[0.0, 1.0, 2.0])

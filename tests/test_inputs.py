@@ -45,6 +45,13 @@ def test_bad_inputs_are_refused(name, conv):
                 never = vae.latent.z.output.save()  # noqa: F841
 
 
+def test_a_latent_shape_that_several_input_shapes_have_is_named_once():
+    vae = nv.VAE(nv.models.MLPVAE(image_shape=(1, 8, 8), latent=3))
+    vae(torch.rand(2, 8, 8))  # flattened by the model itself, so that these are inputs too
+    with pytest.raises(nv.DataError, match=r"this VAE's latent is \('n', 3\)\.$"):
+        vae.decode(torch.zeros(2, 4))
+
+
 def test_bad_latents_and_noise_are_refused(conv):
     _, vae, x = conv
     for z, message in (

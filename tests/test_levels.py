@@ -216,3 +216,25 @@ def test_every_level_runs_on_the_noise_it_is_given(world):
     at = {v: pixels(pairs.base, torch.full_like(base_z, v)) for v in (-1.0, 2.0)}
     np.testing.assert_allclose(moved.values[0], at[2.0] - at[-1.0], atol=1e-5)
     np.testing.assert_allclose(moved.parts["2"].values[0], at[2.0] - pixels(pairs.base), atol=1e-5)
+
+
+def test_numbers_follow_from_seeds_alone_whatever_the_default_dtype_is():
+    vae, pairs = wrapped_with_pairs(all_vaes()["mlp"])
+    read = nv.readouts.Pixels(vae.sites["output"].shape)
+
+    def numbers() -> list[np.ndarray]:
+        return [
+            nv.perturb_latents(vae, pairs.base, readout=read).values,
+            nv.patch_activations(vae, pairs, ["latent.z"], readout=read, ablation=nv.Noise(1.0)).values,
+            nv.manipulate_inputs(vae, pairs, ["latent.z"], reference=pairs.source).values,
+            nv.metrics.latent_response_matrix(vae, pairs.base).values,
+        ]
+
+    expected = numbers()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = numbers()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)

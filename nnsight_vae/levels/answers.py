@@ -154,7 +154,8 @@ def reference_means(
         raise DataError("the reference is 1 example; a standard deviation needs at least 2, better hundreds.")
     noise = None
     if eps is not None:
-        noise = torch.randn(len(reference), *eps.shape[1:], generator=torch.Generator().manual_seed(0))
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(len(reference), *eps.shape[1:], generator=generator, dtype=torch.float32)
     return unit_means(vae, *checked_batch(vae, reference, noise), blocks, advance)
 
 

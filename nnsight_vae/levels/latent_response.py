@@ -70,6 +70,7 @@ def latent_draws(
     """What latents are set to: `draws` codes for each example, from the prior or from the aggregate posterior, in random order."""
     generator = torch.Generator().manual_seed(seed)
     if values == "prior":
-        return torch.randn(draws * len(x), *vae.layout(x).sites["latent.z"].shape, generator=generator)
+        shape = vae.layout(x).sites["latent.z"].shape
+        return torch.randn(draws * len(x), *shape, generator=generator, dtype=torch.float32)
     z = posterior_draws(vae, x, draws * len(x), seed)
     return z[torch.randperm(len(z), generator=generator).to(z.device)]

@@ -132,7 +132,10 @@ def posterior_draws(
     if not bool(torch.isfinite(mu).all() and torch.isfinite(logvar).all()):
         refuse_not_finite(vae, x, None, example_chunks(vae, x))
     draws = math.ceil(at_least / len(mu))
-    eps = torch.randn(draws * len(mu), *mu.shape[1:], generator=torch.Generator().manual_seed(seed)).to(mu)
+    generator = torch.Generator().manual_seed(
+        seed
+    )  # numbers follow from the seed alone, whatever torch's default dtype is
+    eps = torch.randn(draws * len(mu), *mu.shape[1:], generator=generator, dtype=torch.float32).to(mu)
     if vae.adapter.levels > 1:  # lower levels are inferred from draws of the higher ones
         return activations(vae, repeat(x, draws), ["latent.z"], eps=eps)["latent.z"]
     return vae.law(repeat(mu, draws), repeat(logvar, draws)).rsample(eps)

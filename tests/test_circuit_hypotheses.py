@@ -12,7 +12,7 @@ import pytest
 import torch
 from literal_edges import HALVES, pairs_for
 from vaes import ConvVAE, seeded
-from wired import TRUE_EDGES, WiredVAE, wired_pairs
+from wired import TRUE_EDGES, wired
 
 import nnsight_vae as nv
 from nnsight_vae.circuits import hypothesis_tests
@@ -21,10 +21,9 @@ from nnsight_vae.circuits.evaluation.edge_sets import EdgeSets
 from nnsight_vae.circuits.evaluation.hypotheses import equivalence, hsic_pvalue, independent, wins_pvalue
 from nnsight_vae.circuits.evaluation.random_circuits import Inflater, random_like
 from nnsight_vae.errors import CircuitError, DataError
-from nnsight_vae.pairs import Pairs
 from nnsight_vae.readouts import Pixels
 
-PIXEL = Pixels((4,))["pixel[0]"]
+__all__ = ["wired"]  # fixtures
 
 
 # ---------------------------------------------------------------------------------- equivalence
@@ -210,11 +209,6 @@ def test_an_inflated_circuit_has_one_whole_path_more_and_loses_one_step_that_is_
 
 
 # ---------------------------------------------------------------------------------- the wired model
-@pytest.fixture
-def wired() -> tuple[nv.VAE, Pairs, object]:
-    return nv.VAE(WiredVAE()), wired_pairs(), PIXEL
-
-
 def outcome(result, test: str, readout: str = "pixel[0]"):
     return next(o for o in result.outcomes if (o.test, o.readout) == (test, readout))
 

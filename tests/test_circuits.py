@@ -9,7 +9,7 @@ import torch
 from literal_edges import HALVES, Literal, SmoothVAE, conv_layers, pairs_for
 from torch import Tensor, nn
 from vaes import ConvVAE, images, seeded
-from wired import WiredVAE, wired_pairs
+from wired import wired
 
 import nnsight_vae as nv
 from nnsight_vae.circuits import Mass, circuit_from, extract_circuit, faithfulness, score_edges
@@ -18,11 +18,7 @@ from nnsight_vae.errors import CircuitError
 from nnsight_vae.pairs import Pairs
 from nnsight_vae.readouts import Pixels
 
-
-@pytest.fixture
-def wired() -> tuple[nv.VAE, Pairs, object]:
-    pairs = wired_pairs()
-    return nv.VAE(WiredVAE(), example=pairs.base), pairs, Pixels((4,))["pixel[0]"]
+__all__ = ["wired"]  # fixtures
 
 
 # ---------------------------------------------------------------------------------- identities

@@ -183,7 +183,7 @@ def test_the_first_step_puts_all_codes_where_the_encodings_are_whoever_holds_the
 # ---------------------------------------------------------------- as a VAE
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def wrapped():
     """A VQ-VAE of 2x2 positions whose codes are encodings of images, with those images."""
     model = build("VQVAE", {"image_shape": (1, 8, 8), "latent": 3, "codes": 6, "channels": (4, 8)}, seeded()).eval()

@@ -98,7 +98,7 @@ def _in(unit: str | None) -> str:
 def plot_traversals(
     images: Float[Tensor, "k steps c h w"] | Float[np.ndarray, "k steps c h w"],
     labels: Sequence[str],
-    kl: Sequence[float] | Float[np.ndarray, " k"],
+    kl: Sequence[float] | Float[np.ndarray, " k"] | None,
     values: Sequence[float] | None = None,
 ) -> tuple[Figure, np.ndarray]:
     """Latent traversals, one row a latent, most informative (largest KL) on top; dead rows are pale.
@@ -108,7 +108,8 @@ def plot_traversals(
     Args:
         images: decoded images in [0, 1], one traversal per latent; 1 or 3 channels.
         labels: a name per latent.
-        kl: mean KL(q(z_k|x) || p(z_k)) per latent, in nats; below 0.01 a row is called dead.
+        kl: mean KL(q(z_k|x) || p(z_k)) per latent, in nats; below 0.01 a row is called dead. None where latents have none: rows
+            are then in the order given.
         values: what the latent was set to at each step, written above the columns.
 
     Returns: the figure and its axes, [k, steps + 1], in the order drawn.
@@ -116,23 +117,24 @@ def plot_traversals(
     Raises:
         DataError: shapes, names or numbers that disagree, or images that are not finite.
     """
-    array, kl = channels_last(images, 5), np.asarray(kl, dtype=float)
+    array = channels_last(images, 5)
     k, steps = array.shape[:2]
-    if len(labels) != k or kl.shape != (k,) or (values is not None and len(values) != steps):
+    nats = np.full(k, np.nan) if kl is None else np.asarray(kl, dtype=float)
+    if len(labels) != k or nats.shape != (k,) or (values is not None and len(values) != steps):
         raise DataError(
-            f"images hold {k} traversals of {steps} steps; got {len(labels)} labels, KL of shape {kl.shape} and "
+            f"images hold {k} traversals of {steps} steps; got {len(labels)} labels, KL of shape {nats.shape} and "
             f"{'no' if values is None else len(values)} values. There must be one label and KL per traversal."
         )
     change = array.std(axis=1).mean(axis=-1)
     figure = new_figure(1.5 + 0.62 * (steps + 1), 0.5 + 0.62 * k)
     axes = figure.subplots(k, steps + 1, squeeze=False)
-    for row, latent in enumerate(np.argsort(-kl, kind="stable")):
-        dead = kl[latent] < DEAD_KL
+    for row, latent in enumerate(np.argsort(-nats, kind="stable")):
+        dead = nats[latent] < DEAD_KL
         for step in range(steps):
             show(axes[row, step], array[latent, step], alpha=0.35 if dead else 1.0)
         axes[row, -1].imshow(change[latent], cmap="cividis", vmin=0.0, vmax=float(change.max()) or 1.0)
         bare(axes[row, -1])
-        note = f"{labels[latent]}\n{'dead, ' if dead else ''}KL {kl[latent]:.2f} nats"
+        note = labels[latent] + ("" if kl is None else f"\n{'dead, ' if dead else ''}KL {nats[latent]:.2f} nats")
         axes[row, 0].set_ylabel(note, rotation=0, ha="right", va="center", fontsize=8, color=FAINT if dead else INK)
         axes[row, 0].yaxis.label.set_parse_math(False)
     for step, value in enumerate(values if values is not None else ()):

@@ -291,6 +291,12 @@ def test_images_that_cannot_be_shown_are_refused(images, message):
         plots.plot_image_grid(images)
 
 
+def test_traversals_of_latents_without_a_kl_are_in_the_order_given():
+    _, axes = plots.plot_traversals(np.zeros((2, 3, 1, 4, 4)), ["z[0]", "z[1]"], None)
+    assert [axes[row, 0].get_ylabel() for row in (0, 1)] == ["z[0]", "z[1]"]
+    assert {axes[row, 0].images[0].get_alpha() for row in (0, 1)} == {1.0}
+
+
 def test_labels_that_do_not_match_the_traversals_are_refused():
     with pytest.raises(DataError, match="got 1 labels, KL of shape"):
         plots.plot_traversals(np.zeros((2, 3, 1, 4, 4)), ["z[0]"], [1.0, 2.0])

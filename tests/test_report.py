@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import networkx as nx
 import numpy as np
@@ -21,7 +22,7 @@ from nnsight_vae.report import Settings, analysis, analyze, summary as summary_t
 from nnsight_vae.report.effect_steps import split_effects
 from nnsight_vae.report.folder import Folder
 from nnsight_vae.report.graph_steps import relate_factors
-from nnsight_vae.report.latent_steps import match
+from nnsight_vae.report.latent_steps import map_latents, match
 from nnsight_vae.report.run import Run
 
 SMALL = ["--pairs", "12", "--images", "24"]
@@ -246,6 +247,19 @@ def test_a_model_with_one_latent_is_analysed_and_its_undefined_control_is_null(t
     assert {row["control"] for row in rows} == {None}
     json.dumps(run.sections, allow_nan=False)
     assert "other latents" not in "\n".join(summary_text._graphs(run.sections))
+
+
+def test_latents_whose_prior_is_not_known_are_mapped_and_the_summary_says_so(tmp_path, monkeypatch):
+    run = Run(one_latent(), LinearWorld(), Folder(tmp_path), Settings(images=40), "one latent")
+    run.verified = 0.0
+    found = replace(nv.causal.map_factors(run.vae, run.data, n=40), kl=None)
+    monkeypatch.setattr("nnsight_vae.report.latent_steps.map_factors", lambda *args, **options: found)
+    map_latents(run)
+    assert run.sections["model"]["kl"] is None
+    assert (tmp_path / "figures" / "traversals.png").exists()
+    json.dumps(run.sections, allow_nan=False)
+    run.sections["data"] = {"name": "linear world", "readout_r2_on_reconstructions": {}}
+    assert "KL per latent: undefined" in "\n".join(summary_text._model(run.sections))
 
 
 def one_latent() -> nv.VAE:

@@ -62,7 +62,7 @@ def map_latents(run: Run) -> None:
         "name": run.name,
         "fingerprint": run.vae.fingerprint,
         "latents": len(found.verdicts),
-        "kl": found.kl.round(4).tolist(),
+        "kl": None if found.kl is None else found.kl.round(4).tolist(),
         "verify": run.verified,
     }
     run.sections["factor_map"] = {

@@ -41,11 +41,11 @@ class Summary:
 
 def _model(sections: dict[str, Any]) -> list[str]:
     model, data = sections["model"], sections["data"]
-    lines = [
-        f"{model['name']} on {data['name']}",
-        f"  KL per latent, nats: {', '.join(f'{kl:.2f}' for kl in sorted(model['kl'], reverse=True))} "
-        f"(sum {sum(model['kl']):.1f}); wrapper equals the model to {model['verify']:g}",
-    ]
+    kl = "  KL per latent: undefined, the prior is not known or the latents share one"
+    if model["kl"] is not None:
+        nats = ", ".join(f"{each:.2f}" for each in sorted(model["kl"], reverse=True))
+        kl = f"  KL per latent, nats: {nats} (sum {sum(model['kl']):.1f})"
+    lines = [f"{model['name']} on {data['name']}", f"{kl}; wrapper equals the model to {model['verify']:g}"]
     r2 = data["readout_r2_on_reconstructions"]
     shown = ", ".join(f"{name} {'undefined' if value is None else f'{value:.2f}'}" for name, value in r2.items())
     return [*lines, f"  readout R2 on this model's reconstructions: {shown}"]

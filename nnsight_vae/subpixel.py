@@ -53,7 +53,7 @@ class _Differentiated(torch.autograd.Function):
         return _by_phases(layer, x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         layer, (rows, columns) = ctx.layer, ctx.size
         weight = layer.weight.detach()
         pulled = F.conv2d(gradient, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)

@@ -71,8 +71,9 @@ def map_latents(run: Run) -> None:
         "min_effect": found.min_effect,
         "assignment": {factor: match(found, factor) for factor in found.factors},
     }
+    shape = run.vae.sites["output"].shape
     # Codes lie on no scale to move along.
-    if run.data.image_shape[0] in (1, 3) and run.vae.adapter.codebook is None:
+    if len(shape) == 3 and shape[0] in (1, 3) and run.vae.adapter.codebook is None:
         run.folder.figure("traversals.png", _traversals(run.vae, run.batch.images, found))
 
 

@@ -14,7 +14,7 @@ from nnsight_vae.datasets.grid import product
 
 def write_dsprites(file, sizes=(3, 2, 4, 2, 3)):
     table = product({str(i): np.linspace(0, 1, n) for i, n in enumerate(sizes)})
-    images = np.random.default_rng(0).integers(0, 2, (len(table), 8, 8), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 2, (len(table), 8, 6), dtype=np.uint8)
     metadata = np.array({"author": "a pickled dict, as in the real file"}, dtype=object)
     np.savez_compressed(
         file,

@@ -151,7 +151,7 @@ def test_an_array_shorter_than_its_header_says_is_refused(tmp_path):
     images, table = write_dsprites(tmp_path / "d.npz")
     with zipfile.ZipFile(tmp_path / "d.npz", "w") as archive:
         for name, shape, array in (
-            ("imgs", (len(table) + 1, 8, 8), images),
+            ("imgs", (len(table) + 1, *images.shape[1:]), images),
             ("latents_values", (len(table) + 1, 6), np.column_stack([np.ones(len(table)), table])),
         ):
             with archive.open(f"{name}.npy", "w") as file:

@@ -37,19 +37,17 @@ def test_shapes3d_keeps_its_channels_and_factors(tmp_path):
 
 @pytest.mark.parametrize(("colors", "n"), [(6, 1_036_800), (4, 460_800)])
 def test_mpi3d_takes_its_factors_from_its_order(tmp_path, colors, n):
-    images = (
-        np.arange(n, dtype=np.uint32).view(np.uint8).reshape(n, 1, 4)[:, :, None, :3]
-    )  # the row number, little end first
+    rows = np.arange(n, dtype=np.uint32).view(np.uint8).reshape(n, 1, 4)[:, :, None, :3]  # numbers, little end first
+    images = np.concatenate([rows, np.full_like(rows, 9)], axis=2)  # one pixel high, two wide
     np.savez_compressed(tmp_path / "mpi3d_toy.npz", images=images)
     data = datasets.load("mpi3d", path=tmp_path / "mpi3d_toy.npz", cache=tmp_path, version="real")
-    assert (data.name, data.sizes["color"], data.sizes["vertical"]) == ("mpi3d-real", colors, 40)
-    last = (
-        data.do(1, color=1, shape=2, size=1, camera_height=0, background=2, horizontal=3, vertical=39)
-        .images[0]
-        .flatten()
-    )
-    expected = np.ravel_multi_index((1, 2, 1, 0, 2, 3, 39), tuple(data.sizes.values()))
-    assert int((last * 255).round() @ torch.tensor([1.0, 256.0, 65536.0])) == expected
+    sizes = {"color": colors, "shape": colors, "size": 2, "camera_height": 3, "background": 3}
+    assert (data.name, data.sizes) == ("mpi3d-real", sizes | {"horizontal": 40, "vertical": 40})
+    image = data.do(1, color=1, shape=2, size=1, camera_height=0, background=2, horizontal=3, vertical=39).images[0]
+    assert image.shape == (3, 1, 2)
+    expected = np.ravel_multi_index((1, 2, 1, 0, 2, 3, 39), (colors, colors, 2, 3, 3, 40, 40))
+    assert int((image[:, 0, 0] * 255).round() @ torch.tensor([1.0, 256.0, 65536.0])) == expected
+    assert (image[:, 0, 1] * 255).round().tolist() == [9, 9, 9]
 
 
 @pytest.mark.parametrize("ending", [".mat.gz", ".mat"])
@@ -90,6 +88,17 @@ def test_causal3dident_reads_the_classes_that_are_there(tmp_path):
     for row, factors in zip(rows, batch.factors, strict=True):
         latents = np.load(tmp_path / f"raw_latents_{int(factors[0])}.npy")[row]
         assert np.allclose(factors[1:].numpy(), latents)
+
+
+def test_causal3dident_counts_its_pictures_also_past_five_digits(tmp_path):
+    write_causal3dident(tmp_path)
+    for i in range(3):
+        (tmp_path / "images_0" / f"{i:05d}.png").rename(tmp_path / "images_0" / f"{99_998 + i}.png")
+    batch = benchmarks.causal3dident(tmp_path, size=10, cache=tmp_path / "cache").sample(6)
+    latents = np.load(tmp_path / "raw_latents_0.npy")
+    for image, factors in zip(batch.images, batch.factors, strict=True):
+        if factors[0] == 0:
+            assert np.allclose(factors[1:].numpy(), latents[int((image[1, 0, 0] * 255).round())])
 
 
 # ------------------------------------------------------------------ what a grid can do

@@ -9,6 +9,7 @@ from scipy.stats import entropy
 from sklearn.ensemble import GradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
+from sklearn.svm import LinearSVC
 
 from nnsight_vae import metrics
 from nnsight_vae.errors import DataError
@@ -179,6 +180,36 @@ def test_sap_by_hand():
     assert found.value == pytest.approx((0.6 + 1) / 2)
 
 
+def test_sap_of_classes_weighs_classes_alike_however_rare():
+    """Nine of ten are of one class. Told alike often whichever class, a latent of noise is right about as often as not."""
+    rng = np.random.default_rng(0)
+    factor = (np.arange(600) % 10 == 0).astype(int)[:, None]
+    codes = np.column_stack([5.0 * factor[:, 0] + rng.normal(0, 0.3, 600), rng.normal(size=600)])
+    found = metrics.sap(codes, factor, n_null=0)
+    assert found.matrix[0, 0] > 0.95
+    assert found.matrix[1, 0] == pytest.approx(0.5, abs=0.2)  # without weights it says the frequent class: .9
+    assert found.value == pytest.approx(found.matrix[0, 0] - found.matrix[1, 0])
+
+
+def test_sap_of_classes_is_accuracy_where_nothing_was_learned():
+    codes, factors = table(6, n=90)
+    found = metrics.sap(codes, factors, n_null=0, seed=4, test=0.5)
+    order = np.random.default_rng([4, 1]).permutation(90)
+    tested, train = order[:45], order[45:]
+    for j, k in np.ndindex(4, 3):
+        model = LinearSVC(C=0.01, class_weight="balanced", random_state=4).fit(
+            codes[train, j : j + 1], factors[train, k]
+        )
+        assert found.matrix[j, k] == pytest.approx(model.score(codes[tested, j : j + 1], factors[tested, k]))
+
+
+def test_a_class_that_is_not_among_those_held_out_has_no_area():
+    codes, factors = table(7)
+    rare = factors.copy()
+    rare[np.random.default_rng([0, 1]).permutation(120)[-2:], 0] = 2  # learned, and never tested
+    assert 0.5 < metrics.explicitness(codes, rare, n_null=0).value <= 1
+
+
 def test_robustness_by_hand():
     """Within the values of the factor the code deviates by 1 and by 2 at most, and by 4.5 from its mean over all."""
     code = np.array([0.0, 1, 2, 5, 7, 9])[:, None]
@@ -227,6 +258,14 @@ def test_values_that_are_hardly_ever_shown_are_refused_with_what_to_do():
         metrics.explicitness(codes, learned, n_null=0)
     with pytest.raises(DataError, match=r"factors \[0\] \(columns\) show every value once"):
         metrics.infomec(codes[:40], np.stack([np.arange(40), factors[:40, 0]], axis=1))
+
+
+def test_a_factor_of_more_than_fifty_values_is_continuous():
+    codes = np.random.default_rng(0).normal(size=(204, 2))
+    kinds, amounts = np.arange(204) % 50, np.arange(204) % 51
+    found = Table.of(codes, np.stack([kinds, amounts], axis=1))
+    assert found.binned == (1,)
+    assert found.classes.max(axis=0).tolist() == [49, 9]
 
 
 @pytest.mark.parametrize("most", [0.0, 9.0])

@@ -46,12 +46,12 @@ def factor_vae_score(
     active = spread > 0
     if not active.any():
         return FactorScore("FactorVAE score", None, note="undefined: all codes are constant")
-    votes = np.zeros((len(spread), n_factors), dtype=int)
+    votes = np.zeros((active.sum(), n_factors), dtype=int)
 
     def vote() -> tuple[int, int]:
         factor = int(rng.integers(n_factors))
         varying = _drawn(sampler, batch, factor, rng)[:, active].var(0, ddof=1) / spread[active]
-        return int(np.flatnonzero(active)[varying.argmin()]), factor
+        return int(varying.argmin()), factor
 
     for _ in range(train):
         votes[vote()] += 1

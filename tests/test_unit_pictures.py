@@ -112,6 +112,7 @@ def test_every_kind_of_vae_has_pictures_and_is_left_as_it_was(name):
     found = thumbnails(nv.VAE(model), x)
     assert model.training
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert bool(found) == (x.ndim == 4)  # vectors have no pictures
     assert all(np.isfinite(picture).all() and picture.ndim == 3 for picture in found.values())
     assert any(unit.startswith("latent.z[") for unit in found) == (x.ndim == 4)
 

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from nnsight_vae.progress import progress_bar
+
 Progress = Callable[[int, int], None]
 
 _SMALLEST_CONV = 16  # below this many pixels a side, halving the image loses more than weight sharing gains
@@ -63,7 +65,7 @@ def train_regressor(
         seed: fixes weights, order and augmentation; the global random state is left as it was.
         steps: optimiser steps, each on the next 64 images of a shuffled pass.
         augment: blur and noise half of each batch, as a VAE's reconstructions are blurred and noisy.
-        progress: called with (steps done, steps in all), now and then.
+        progress: called with (steps done, steps in all), now and then; None: a bar on an interactive terminal.
     """
     with torch.random.fork_rng(devices=[]):  # layers can only draw their initial weights from the global generator
         torch.manual_seed(seed)
@@ -71,16 +73,19 @@ def train_regressor(
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(network.parameters(), lr=_PEAK_RATE, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=_PEAK_RATE, total_steps=steps)
-    for step, rows in enumerate(itertools.islice(_shuffled_batches(len(images), generator), steps), start=1):
-        batch = unit_range(images[rows])
-        if augment:
-            batch = degrade(batch, generator)
-        optimizer.zero_grad()
-        loss(network(batch), targets[rows]).backward()
-        optimizer.step()
-        schedule.step()
-        if progress is not None and (step % _REPORT_EVERY == 0 or step == steps):
-            progress(step, steps)
+    with progress_bar("learning to read the factors", steps, None if progress is None else False) as advance:
+        for step, rows in enumerate(itertools.islice(_shuffled_batches(len(images), generator), steps), start=1):
+            batch = unit_range(images[rows])
+            if augment:
+                batch = degrade(batch, generator)
+            optimizer.zero_grad()
+            loss(network(batch), targets[rows]).backward()
+            optimizer.step()
+            schedule.step()
+            if advance is not None:
+                advance(1)
+            if progress is not None and (step % _REPORT_EVERY == 0 or step == steps):
+                progress(step, steps)
     return network.eval().requires_grad_(False)
 
 

@@ -128,13 +128,13 @@ def train(
     network: Annotated[
         str, typer.Option(help="conv, conv-large (the size of disentanglement_lib), residual or mlp; vq-vae: a conv.")
     ] = "conv",
-    latent: Annotated[int, typer.Option(min=1)] = 8,
+    latent: Annotated[int, typer.Option(min=1, help="Number of latents.")] = 8,
     images: Annotated[
         int, typer.Option(min=1, help="Training images; a fixed dataset gives at most what it has.")
     ] = 10_000,
-    steps: Annotated[int, typer.Option(min=1)] = 4_000,
-    batch_size: Annotated[int, typer.Option(min=1)] = 64,
-    lr: Annotated[float, typer.Option(min=1e-8)] = 1e-3,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 4_000,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 64,
+    lr: Annotated[float, typer.Option(min=1e-8, help="Learning rate.")] = 1e-3,
     seed: Seed = 0,
 ) -> None:
     """Train a VAE; the same command again continues an interrupted run."""

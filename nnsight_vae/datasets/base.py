@@ -191,7 +191,8 @@ class Dataset(ABC):
 
         Args:
             names: factors to read; None: every factor that can be read reliably (reliability of at least .8).
-            progress: called with (steps done, steps in all) while it is fitted, which can take minutes for big images.
+            progress: called with (steps done, steps in all) while it is fitted, which can take minutes for big images; None: a bar
+                on an interactive terminal.
             file: where it is kept between runs: read if the file is there, else written when the readout is fitted.
 
         Raises:

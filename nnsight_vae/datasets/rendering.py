@@ -21,9 +21,26 @@ class Renderer:
     Attributes:
         limits: factor -> (lowest, highest) value that can be drawn, in the order of the columns that `draw` takes.
         image_shape: (channels, height, width).
-        draw: factors, one row per image, to uint8 images.
+        draw: takes factors, one row per image, a column each in the order of `limits`; returns uint8 images, `[n, channel, row,
+            column]`.
         integers: factors that are drawn at whole numbers only, such as a shape.
         measures: factor -> its value in images `[n, c, h, w]` in [0, 1], in closed form; for the factors that have one.
+
+    Example:
+        >>> from nnsight_vae.causal import SCM, Mechanism
+        >>> from nnsight_vae.datasets import Procedural
+        >>> def draw(factors):  # a bright column of that shade
+        ...     images = np.zeros((len(factors), 1, 8, 8), dtype=np.uint8)
+        ...     for image, (x, shade) in zip(images, factors):
+        ...         image[0, :, int(x)] = 255 * shade
+        ...     return images
+        >>> renderer = Renderer({"x": (0, 7), "shade": (0.5, 1)}, (1, 8, 8), draw)
+        >>> scm = SCM({
+        ...     "x": Mechanism((), lambda parents, noise: noise, lambda rng, n: rng.uniform(0, 7, n)),
+        ...     "shade": Mechanism((), lambda parents, noise: noise, lambda rng, n: rng.uniform(0.5, 1, n)),
+        ... })
+        >>> Procedural.drawn("columns", scm, renderer).pairs("x", n=4)
+        Pairs(4 pairs of shape (1, 8, 8), do(x), propagate=True)
     """
 
     limits: Mapping[str, tuple[float, float]]

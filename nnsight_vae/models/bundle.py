@@ -84,7 +84,8 @@ def _locate(name_or_folder: str | Path) -> tuple[Path, Path]:
     if not folder.is_dir():
         raise DataError(
             f"{str(name_or_folder)!r} is neither a bundled model nor a folder. Bundled: {', '.join(zoo())}. "
-            "A folder is what training wrote: model.safetensors and config.json."
+            "A folder is what training wrote: model.safetensors and config.json. Of weights of your own: build your model, load "
+            "them into it, and wrap it: nv.VAE(model)."
         )
     missing = [name for name in (WEIGHTS, CONFIG) if not (folder / name).is_file()]
     if missing and (folder / CHECKPOINT).is_file():

@@ -25,7 +25,7 @@ from nnsight_vae.vae import VAE
 Event = tuple[int, Callable[[], None]]  # when it is due in execution order, and what to do then
 Write = Callable[[Tensor], Tensor]
 
-_POSTERIOR = ("latent.mu", "latent.logvar", "latent.eps")
+POSTERIOR = ("latent.mu", "latent.logvar", "latent.eps")
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def run_from(
     envoy, moment = vae.envoy_at(last), firings[last].started if taken_by else firings[last].finished
     for path, noise in vae._module.noise(clean.eps).items() if clean.eps is not None and "decode" not in fn else ():
         if reached < firings[path].finished <= moment:
-            _chain_first(writes, path, partial(_replaced, taken(noise, rows)))
+            _chain_first(writes, path, partial(_noise_of, noise, rows))
     events += [(firings[path].finished, replace_event(vae, path, write)) for path, write in writes.items()]
     result: list[Tensor] = []
     events += _kernel_events(vae, clean.x, reached, moment)
@@ -155,7 +155,7 @@ def needed_for(vae: VAE, x: Tensor, start: str | None) -> int:
     firings = vae.layout(x).firings
     if start is None:
         return -1
-    return max(firings[path].finished for path in (_POSTERIOR if start in _POSTERIOR else (start,)))
+    return max(firings[path].finished for path in (POSTERIOR if start in POSTERIOR else (start,)))
 
 
 def start_for(vae: VAE, x: Tensor, path: str, reads: str = "output") -> str | None:
@@ -198,8 +198,8 @@ def _entry(clean: CleanRun, start: str | None, rows: Tensor | None, decodes: boo
     firings = clean.vae.layout(clean.x).firings
     if start is None:
         return ("__call__" if decodes else "encode"), (taken(clean.x, rows),), "tap_input"
-    if start in _POSTERIOR and decodes:
-        posterior = [taken(clean.outputs[path], rows) for path in _POSTERIOR]
+    if start in POSTERIOR and decodes:
+        posterior = [taken(clean.outputs[path], rows) for path in POSTERIOR]
         return "decode_posterior", posterior, "latent.mu"
     if firings[start].finished >= firings["latent.z"].finished:
         return "decode", (clean.outputs["latent.z"],), "latent.z"
@@ -220,8 +220,10 @@ def _finished_by(firings: dict[str, Firing], begun: int, reached: int) -> list[F
     return largest
 
 
-def _replaced(by: Tensor, value: Tensor) -> Tensor:
-    return by
+def _noise_of(noise: Tensor, rows: Tensor | None, value: Tensor) -> Tensor:
+    """The noise of each row; rows that a write has added on the way are all examples over and over."""
+    first = taken(noise, rows)
+    return torch.cat([first, repeat(noise, (len(value) - len(first)) // len(noise))])
 
 
 def _chain_first(writes: dict[str, Write], path: str, first: Write) -> None:

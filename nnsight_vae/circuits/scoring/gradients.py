@@ -6,19 +6,21 @@ it left out (`ig`), or along that of the inputs, all columns in one pass (`eap`,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from nnsight_vae.circuits.scoring.entering import Entry, run_entries
 from nnsight_vae.circuits.wiring.contraction import ByTarget
 from nnsight_vae.circuits.wiring.pair_run import PairRun, read
 from nnsight_vae.circuits.wiring.quadrature import PathAverage, PathGradients, Rule, add_along, gradients_at, points_at
 from nnsight_vae.engine import row_capacity
 from nnsight_vae.readouts import Readout
-from nnsight_vae.runs import Write, run_from, start_for
+from nnsight_vae.runs import POSTERIOR, Write, run_from, start_for
 
 
 def at_inputs(run: PairRun, readout: Readout, positions: Sequence[float]) -> list[ByTarget]:
@@ -42,7 +44,7 @@ def at_inputs(run: PairRun, readout: Readout, positions: Sequence[float]) -> lis
             [column.path for column in columns],
             readout,
         )
-    found = [gradients_at(values, t, kept, len(positions)) for t in range(values.shape[1])]
+    found = [gradients_at(values, t, kept, len(run)) for t in range(values.shape[1])]
     levels = [*run.wiring.levels, (len(columns),)]
     return [[[of_target[i] for i in level] for of_target in found] for level in levels]
 
@@ -65,50 +67,114 @@ def along_inputs(run: PairRun, readout: Readout, rule: Rule) -> list[ByTarget]:
     return sums
 
 
-def along_level(
-    run: PairRun, level: int, readout: Readout, rule: Rule, ends: ByTarget, total: Float[Tensor, "target pair"]
-) -> PathGradients:
+def along_levels(
+    run: PairRun, readout: Readout, rule: Rule, total: Float[Tensor, "target pair"]
+) -> Iterator[PathGradients]:
     """Gradients of the targets in what settles all that follows a level, averaged along its own path and calibrated to the total.
 
     That is what the columns of the level give, and, after those, the earlier columns that are still alive beside it.
 
     Args:
         run: the pairs.
-        level: which one; the one after the last is what the readout reads.
         readout: the targets.
         rule: quadrature nodes and weights, both ends of the path among them.
-        ends: the gradients in the level at both ends, `[2, n, ...]`, from `at_inputs`.
         total: effect of each pair on each target.
+
+    Returns: first those in what the readout reads, then those in each level, the last level first.
     """
-    vae, x, reads, wiring = run.base.vae, run.base.x, run.wiring.reads, run.wiring
-    if level == len(wiring.levels):
-        average = PathAverage([run.taken(-1)], len(readout.names))
-        _add_ends(average, rule, ends)
-        add_along(
-            average, [run.base_inputs[-1]], lambda points: read(readout, points[0]), rule[1:-1], _at_once(run, None)
-        )
-        return average.calibrated(total)
-    alive = wiring.alive(level)
-    chosen = [*wiring.levels[level], *alive]
-    paths = [wiring.columns[i].path for i in chosen]
-    average = PathAverage([run.given(i) for i in chosen], len(readout.names))
-    firings = vae.layout(x).firings
-    begin = start_for(vae, x, min(paths, key=lambda path: firings[path].finished), reads)
-
-    def through(points: list[Tensor]) -> Tensor:
-        writes = {path: _put(point) for path, point in zip(paths, points, strict=True)}
-        return run_from(run.base, begin, _rows(run, points[0]), writes, lambda out: read(readout, out), reads)
-
-    if not alive:  # else `at_inputs` gives the gradients of what goes through the level too
-        _add_ends(average, rule, ends)
-        rule = rule[1:-1]
-    add_along(average, [run.base.outputs[path] for path in paths], through, rule, _at_once(run, begin))
-    return average.calibrated(total)
+    ends = at_inputs(run, readout, (0.0, 1.0))
+    average = _with_ends([run.taken(-1)], rule, ends.pop())
+    add_along(average, [run.base_inputs[-1]], lambda points: read(readout, points[0]), rule[1:-1], _at_once(run, None))
+    yield average.calibrated(total)
+    for levels, at_once in _together(run, [_Level.of(run, i, rule) for i in reversed(range(len(ends)))]):
+        averages = []
+        for level in levels:
+            changes, of_level = [run.given(i) for i in level.columns], ends.pop()
+            # where something goes past the level, the gradients at its ends have no part in that
+            averages.append(PathAverage(changes, len(total)) if level.bypassed else _with_ends(changes, rule, of_level))
+        for i in range(0, max(len(level.nodes) for level in levels), at_once):
+            _add_along(run, readout, levels, averages, slice(i, i + at_once))
+        for average in averages:
+            yield average.calibrated(total)
 
 
-def _add_ends(average: PathAverage, rule: Rule, ends: ByTarget) -> None:
+def _with_ends(changes: Sequence[Tensor], rule: Rule, ends: ByTarget) -> PathAverage:
+    """An average that has the gradients at both ends of the path, from `at_inputs`."""
+    average = PathAverage(changes, len(ends))
     for t, gradients in enumerate(ends):
         average.add((rule[0][1], rule[-1][1]), t, gradients)
+    return average
+
+
+class _Level(NamedTuple):
+    """A level whose path is to be gone along.
+
+    Attributes:
+        columns: positions of its columns, then of those that are alive beside it.
+        bypassed: whether there are such.
+        start: path of the module where its runs start; None: at the input.
+        nodes: of the rule, those at which its gradients are not known yet.
+    """
+
+    columns: tuple[int, ...]
+    bypassed: bool
+    start: str | None
+    nodes: Rule
+
+    @classmethod
+    def of(cls, run: PairRun, level: int, rule: Rule) -> _Level:
+        """A level of which only the gradients at both ends are known, and those only where nothing goes past it."""
+        vae, x, wiring = run.base.vae, run.base.x, run.wiring
+        alive = wiring.alive(level)
+        columns = (*wiring.levels[level], *alive)
+        first = min((wiring.columns[i].path for i in columns), key=lambda path: vae.layout(x).firings[path].finished)
+        return cls(columns, bool(alive), start_for(vae, x, first, wiring.reads), rule if alive else rule[1:-1])
+
+
+def _together(run: PairRun, levels: Sequence[_Level]) -> Iterator[tuple[list[_Level], int]]:
+    """Levels whose nodes fit into one run, or one alone; and how many nodes fit."""
+    group: list[_Level] = []
+    room = 0
+    for level in levels:
+        at_once = min(_at_once(run, level.start), room) if group else _at_once(run, level.start)
+        needed = sum(len(each.nodes) for each in (*group, level))
+        if group and (needed > at_once or level.start in POSTERIOR or group[-1].start in POSTERIOR):
+            yield group, room
+            group, at_once = [], _at_once(run, level.start)
+        group.append(level)
+        room = at_once
+    yield group, room
+
+
+def _add_along(
+    run: PairRun, readout: Readout, levels: Sequence[_Level], averages: Sequence[PathAverage], nodes: slice
+) -> None:
+    """Take some of each level's nodes into its average, all in one run."""
+    firings = run.base.vae.layout(run.base.x).firings
+    entries, each, points = [], [], []
+    with torch.enable_grad():
+        for level, average in sorted(
+            zip(levels, averages, strict=True),
+            key=lambda of: -1 if of[0].start is None else firings[of[0].start].finished,
+        ):
+            if not level.nodes[nodes]:
+                continue
+            positions, weights = zip(*level.nodes[nodes], strict=True)
+            paths = [run.wiring.columns[i].path for i in level.columns]
+            given = [
+                points_at(positions, run.base.outputs[path], change).requires_grad_()
+                for path, change in zip(paths, average.changes, strict=True)
+            ]
+            entries.append(Entry(level.start, dict(zip(paths, given, strict=True))))
+            each.append((average, weights, len(given)))
+            points += given
+        if not entries:
+            return
+        values = run_entries(run.base, entries, lambda out: read(readout, out), run.wiring.reads)
+    for t in range(values.shape[1]):
+        found = iter(gradients_at(values, t, points, len(run)))
+        for average, weights, columns in each:
+            average.add(weights, t, [next(found) for _ in range(columns)])
 
 
 def _kept(run: PairRun, x: Tensor, paths: Sequence[str], readout: Readout) -> tuple[Tensor, list[Tensor]]:
@@ -127,10 +193,6 @@ def _kept(run: PairRun, x: Tensor, paths: Sequence[str], readout: Readout) -> tu
     writes["tap_input"] = lambda _: keep("tap_input", x)
     values = run_from(run.base, None, _rows(run, x), writes, reading, run.wiring.reads)
     return values, [kept[path] for path in (*paths, "readout")]
-
-
-def _put(value: Tensor) -> Write:
-    return lambda _: value
 
 
 def _rows(run: PairRun, points: Tensor) -> Int[Tensor, " r"]:

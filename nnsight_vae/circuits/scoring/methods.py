@@ -14,7 +14,7 @@ from torch import Tensor
 from nnsight_vae.circuits.scoring.activations import at_activations
 from nnsight_vae.circuits.scoring.exact import patched
 from nnsight_vae.circuits.scoring.flat import FlatPairs
-from nnsight_vae.circuits.scoring.gradients import along_inputs, along_level, at_inputs
+from nnsight_vae.circuits.scoring.gradients import along_inputs, along_levels
 from nnsight_vae.circuits.wiring.contraction import ByTarget, contracted
 from nnsight_vae.circuits.wiring.cuts import Cut
 from nnsight_vae.circuits.wiring.pair_run import PairRun, read
@@ -224,9 +224,8 @@ class _Level(NamedTuple):
 
 def _layerwise(run: PairRun, readout: Readout, rule: Rule) -> Iterator[_Level]:
     total = total_effect(run, readout)
-    ends = at_inputs(run, readout, (0.0, 1.0))
-    for level in reversed(range(len(ends))):
-        found = along_level(run, level, readout, rule, ends.pop(), total)
+    levels = reversed(range(len(run.wiring.levels) + 1))
+    for level, found in zip(levels, along_levels(run, readout, rule, total), strict=True):
         alive = run.wiring.alive(level)
         of_level = [of_target[: len(of_target) - len(alive)] for of_target in found.means]
         bypass = torch.zeros_like(total)

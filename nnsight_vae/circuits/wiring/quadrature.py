@@ -91,16 +91,17 @@ class PathAverage:
 
     def add(self, weights: Sequence[float], target: int, gradients: Sequence[Float[Tensor, "k n ..."]]) -> None:
         """Take in a target's gradients in every start, at some nodes with their weights."""
-        w = self.changes[0].new_tensor(weights)
+        w = self.changes[0].new_tensor(weights, dtype=torch.float64)
         along = sum(
             (_inner(g, d) for g, d in zip(gradients, self.changes, strict=True)), torch.zeros((), device=w.device)
         )
-        weighed = w.double()[:, None] * along
+        weighed = w[:, None] * along
         self._first[target] += weighed.sum(0)
         self._second[target] += (weighed * along).sum(0)
-        for i, gradient in enumerate(gradients):
-            self._means[target][i] += torch.tensordot(w, gradient, 1)
-            self._tilted[target][i] += _scaled(gradient, weighed).sum(0)
+        for mean, tilted, by_node in zip(self._means[target], self._tilted[target], gradients, strict=True):
+            for weight, by, gradient in zip(weights, weighed, by_node, strict=True):
+                mean.add_(gradient, alpha=weight)
+                tilted.addcmul_(gradient, _by_example(by, gradient))
 
     @property
     def plain(self) -> list[list[Tensor]]:
@@ -115,7 +116,7 @@ class PathAverage:
         factor = torch.where(gap.abs() > _MOST * size, factor * _MOST * size / gap.abs(), factor)
         for means, tilted, by in zip(self._means, self._tilted, factor, strict=True):
             for mean, tilt in zip(means, tilted, strict=True):
-                mean += _scaled(tilt, by)
+                mean.addcmul_(tilt, _by_example(by, tilt))
         return PathGradients(self._means, gap)
 
 
@@ -141,7 +142,7 @@ def add_along(
             points = [points_at(positions, a, d).requires_grad_() for a, d in zip(starts, average.changes, strict=True)]
             values = through(points)
         for t in range(values.shape[1]):
-            average.add(weights, t, gradients_at(values, t, points, len(weights)))
+            average.add(weights, t, gradients_at(values, t, points, len(starts[0])))
 
 
 def points_at(
@@ -152,22 +153,24 @@ def points_at(
 
 
 def gradients_at(
-    values: Float[Tensor, "k_n target"], target: int, points: Sequence[Float[Tensor, "k_n ..."]], k: int
+    values: Float[Tensor, "k_n target"], target: int, points: Sequence[Float[Tensor, "k_n ..."]], n: int
 ) -> list[Float[Tensor, "k n ..."]]:
     """Gradient of a target in each point, 0 where it does not depend on it. After the last target what was run is let go."""
     if not values.requires_grad:
-        return [torch.zeros_like(point).unflatten(0, (k, -1)) for point in points]
+        return [torch.zeros_like(point).unflatten(0, (-1, n)) for point in points]
     with torch.enable_grad():  # for callers who have switched gradients off
         total = values[:, target].sum()
     more = target + 1 < values.shape[1]
     found = torch.autograd.grad(total, points, retain_graph=more, allow_unused=True, materialize_grads=True)
-    return [gradient.unflatten(0, (k, -1)) for gradient in found]
+    return [gradient.unflatten(0, (-1, n)) for gradient in found]
 
 
 def _inner(gradient: Float[Tensor, "k n ..."], change: Float[Tensor, "n ..."]) -> Float[Tensor, "k n"]:
-    return (gradient * change).flatten(2).sum(2, dtype=torch.float64)
+    product = gradient * change
+    # axis by axis: flattened, what lies with its channels last would be copied
+    return product.sum(tuple(range(2, product.ndim)), dtype=torch.float64) if product.ndim > 2 else product.double()
 
 
-def _scaled(tensor: Tensor, by: Tensor) -> Tensor:
-    """Each example (the first axes, those of `by`) times a number of its own."""
-    return tensor * by.to(tensor.dtype).view(*by.shape, *[1] * (tensor.ndim - by.ndim))
+def _by_example(numbers: Float[Tensor, " n"], like: Float[Tensor, "n ..."]) -> Tensor:
+    """A number for each example, shaped to multiply them."""
+    return numbers.to(like.dtype).view(-1, *[1] * (like.ndim - 1))

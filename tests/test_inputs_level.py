@@ -13,8 +13,7 @@ import torch
 from hooks import record
 from hypothesis import given, settings, strategies as st
 from linear import SITES, LinearWorld, linear_world, pixels, random_linear_vae
-from torch import nn
-from vaes import all_vaes, images, wrapped_with_pairs
+from vaes import all_vaes, images, unwrapped, wrapped_with_pairs
 
 import nnsight_vae as nv
 import nnsight_vae.levels.doses
@@ -80,7 +79,7 @@ def test_the_noise_of_a_pair_is_shared_by_both_runs():
 
 
 def test_each_chunk_of_examples_runs_on_its_own_noise_and_the_largest_activation_of_all_counts(monkeypatch):
-    vae = nv.VAE(MODELS["mlp"])
+    vae = nv.VAE(copy.deepcopy(MODELS["mlp"]))
     x = images(MODELS["mlp"], 40)
     eps = torch.randn(40, 4, generator=torch.Generator().manual_seed(1))
     x[:16] *= 20  # the first chunk is the loud one
@@ -104,14 +103,14 @@ def world(request):
 
 def test_changes_at_units_with_positions_are_means_and_root_mean_squares(world):
     vae, pairs = world
-    model = vae.module
+    model = unwrapped(vae)
     sites = [name for name in default_sites(vae) if vae.sites[name].stage in ("encoder", "latent")]
     found = nv.manipulate_inputs(vae, pairs, sites)
     row = 0
     for name in sites:
         site = vae.sites[name]
         before, after = (
-            record(copy.deepcopy(MODELS[_name_of(model)]), x, name, pairs.eps).flatten(2 if len(site.shape) > 1 else 1)
+            record(model, x, name, pairs.eps).flatten(2 if len(site.shape) > 1 else 1)
             for x in (pairs.base, pairs.source)
         )
         before, after = (a.reshape(11, site.n_units, -1).double().numpy() for a in (before, after))
@@ -124,11 +123,6 @@ def test_changes_at_units_with_positions_are_means_and_root_mean_squares(world):
             np.testing.assert_allclose(found.parts["norm"].values[row, 0], size, rtol=1e-3, atol=1e-4)
             row += 1
     assert row == len(found.units)
-
-
-def _name_of(module: nn.Module) -> str:
-    weights = next(module.parameters())
-    return next(n for n, m in MODELS.items() if type(m) is type(module) and torch.equal(next(m.parameters()), weights))
 
 
 def test_a_unit_at_one_position_is_read_there_and_nowhere_else():

@@ -10,8 +10,8 @@ import torch
 from hooks import literal, record
 from hypothesis import given, settings, strategies as st
 from linear import LinearReadout, random_linear_vae
-from torch import Tensor, nn
-from vaes import all_vaes, wrapped_with_pairs
+from torch import Tensor
+from vaes import all_vaes, unwrapped, wrapped_with_pairs
 
 import nnsight_vae as nv
 from nnsight_vae.levels.units import default_sites
@@ -183,16 +183,11 @@ def test_bad_input_is_refused(call, error, message):
         call(vae, pairs, read)
 
 
-def _name_of(module: nn.Module) -> str:
-    weights = next(module.parameters())
-    return next(n for n, m in MODELS.items() if type(m) is type(module) and torch.equal(next(m.parameters()), weights))
-
-
 @pytest.mark.filterwarnings("ignore:.*aggregate posterior:nnsight_vae.NnsightVaeWarning")  # 2.0 is far for some latents
 def test_every_level_runs_on_the_noise_it_is_given(world):
     """Against hooks with the same noise; no level may fall back to posterior means."""
     vae, pairs = world
-    model = copy.deepcopy(MODELS[_name_of(vae.module)])
+    model = unwrapped(vae)
     eps = pairs.eps
     read = FirstPixels()
 

@@ -169,6 +169,14 @@ def wrapped_with_pairs(model: nn.Module, n: int = 11) -> tuple[nv.VAE, nv.Pairs]
     return vae, nv.Pairs(base, source, eps=torch.randn(n, *shape, generator=torch.Generator().manual_seed(2)))
 
 
+def unwrapped(vae: nv.VAE) -> nn.Module:
+    """The model of `all_vaes` that was wrapped, as it was before."""
+    weights = next(vae.module.parameters())
+    return next(
+        m for m in all_vaes().values() if type(m) is type(vae.module) and torch.equal(next(m.parameters()), weights)
+    )
+
+
 class LadderVAE(nn.Module):
     """Two latents: z1 of the deeper features, a vector; z0 of the shallower ones and z1, with positions. The decoder reads both."""
 

@@ -125,9 +125,9 @@ def _phases(layer: nn.ConvTranspose2d, rows: _Axis, columns: _Axis) -> tuple[Ten
     taps = layer.weight.unflatten(0, (layer.groups, -1)).movedim(1, 2)  # [group, out, in, *kernel]
     strides, reach = (rows.stride, columns.stride), (rows.taps, columns.taps)
     weight = taps.new_zeros(layer.groups, *strides, *taps.shape[1:3], *reach)
-    for r, a, i in rows.reach:
-        for c, b, j in columns.reach:
-            weight[:, r, c, :, :, i - rows.first, j - columns.first] = taps[..., a, b]
+    places = [(r, c, i - rows.first, j - columns.first, a, b) for r, a, i in rows.reach for c, b, j in columns.reach]
+    r, c, i, j, a, b = torch.tensor(places, device=taps.device).T
+    weight[:, r, c, :, :, i, j] = taps[..., a, b].movedim(-1, 0)
     bias = layer.bias
     if bias is not None:
         bias = bias.view(layer.groups, 1, 1, -1).expand(-1, *strides, -1).flatten()

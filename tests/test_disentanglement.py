@@ -267,12 +267,18 @@ def test_tables_that_do_not_fit_are_refused(codes, factors, message):
         metrics.mig(codes, factors)
 
 
+def test_mcc_of_fewer_latents_than_factors_is_undefined_with_the_reason():
+    found = metrics.mcc(FACTORS[:, :1] * 1.0, FACTORS, n_null=2)
+    assert (found.value, found.null, found.parts) == (None, None, {})
+    assert found.note.startswith("undefined: 1 latent for ")
+    assert found.matrix.shape == (1, FACTORS.shape[1])
+
+
 def test_options_that_do_not_fit_are_refused():
     codes = FACTORS * 1.0
     for call, message in (
         (lambda: metrics.mig(codes, FACTORS, n_null=-1), "n_null"),
         (lambda: metrics.irs(codes, FACTORS, quantile=0), "quantile"),
-        (lambda: metrics.mcc(codes[:, :1], FACTORS), "no latent is left"),
         (lambda: metrics.mcc(codes, FACTORS, kind="kendall"), "kind"),
         (lambda: metrics.dci(codes, FACTORS, test=0.99), "at least 10 each"),
         (lambda: metrics.infomec(codes, FACTORS[:, :1]), "one only"),

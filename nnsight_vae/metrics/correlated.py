@@ -8,6 +8,7 @@ import numpy as np
 
 from nnsight_vae.errors import DataError
 from nnsight_vae.metrics.tables import FactorScore, Table, checked_table, require_count, scored
+from nnsight_vae.wording import count
 
 
 def mcc(
@@ -21,7 +22,7 @@ def mcc(
     """Mean correlation coefficient: |correlation| of each factor with the latent that a one-to-one assignment gives it.
 
     Args:
-        codes: `[n, latent]`, at least as many latents as factors.
+        codes: `[n, latent]`; of fewer latents than factors the score is undefined, for some factor has none.
         factors: `[n, factor]`.
         kind: of correlation; ranks for `spearman`.
         n_null: permutations for the value of unrelated codes.
@@ -30,7 +31,7 @@ def mcc(
     Returns: the mean in [0, 1]; parts `latent of factor k`; `matrix` of |correlations|.
 
     Raises:
-        DataError: codes or factors that do not fit, fewer latents than factors, or another kind.
+        DataError: codes or factors that do not fit, or another kind.
 
     Source: Hyvarinen and Morioka 2016 (arXiv 1605.06336), section 5.
 
@@ -46,22 +47,23 @@ def mcc(
     if kind not in ("pearson", "spearman"):
         raise DataError(f"kind={kind!r}: expected 'pearson' or 'spearman'.")
     table = Table.of(codes, factors)
-    if table.codes.shape[1] < table.factors.shape[1]:
-        raise DataError(
-            f"{table.codes.shape[1]} latents for {table.factors.shape[1]} factors: no latent is left for some; leave factors out."
-        )
+    few = table.codes.shape[1] < table.factors.shape[1]
 
-    def score(table: Table) -> tuple[float, dict[str, float], np.ndarray]:
+    def score(table: Table) -> tuple[float | None, dict[str, float], np.ndarray]:
         pair = (table.codes, table.factors)
         a, b = (rankdata(array, axis=0) if kind == "spearman" else array for array in pair)
         a, b = a - a.mean(0), b - b.mean(0)
         norm = np.sqrt(np.square(a).sum(0)[:, None] * np.square(b).sum(0))
         matrix = np.abs(np.divide(a.T @ b, norm, out=np.zeros_like(norm), where=norm > 0))
+        if few:
+            return None, {}, matrix
         latents, order = linear_sum_assignment(-matrix)
         chosen = dict(sorted((f"latent of factor {k}", float(j)) for j, k in zip(latents, order, strict=True)))
         return float(matrix[latents, order].mean()), chosen, matrix
 
-    return scored("MCC", table, score, n_null, seed, of_classes=False)
+    sizes = count(table.codes.shape[1], "latent"), count(table.factors.shape[1], "factor")
+    why = f"{' for '.join(sizes)}, no latent is left for some; leave factors out"
+    return scored("MCC", table, score, n_null, seed, of_classes=False, undefined=why)
 
 
 def total_correlation(codes: np.ndarray) -> float:

@@ -55,7 +55,7 @@ class FactorScore:
     def __str__(self) -> str:
         value = "none" if self.value is None else f"{self.value:.3g}"
         null = "" if self.null is None else f" (unrelated codes: {self.null:.3g}, at most {self.null_high:.3g})"
-        parts = "".join(f"; {name} {part:.3g}" for name, part in self.parts.items())
+        parts = "".join(f"; {name}: {part:.3g}" for name, part in self.parts.items())
         return f"{self.metric}: {value}{null}{parts}{'; ' + self.note if self.note else ''}"
 
     __repr__ = __str__

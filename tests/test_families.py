@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_training import IMAGES, assert_same, blobs, die, run, stop_at
+from training_runs import IMAGES, assert_same, blobs, die, run, stop_at
 from typer.testing import CliRunner
 
 import nnsight_vae as nv

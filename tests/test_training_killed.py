@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_training import assert_same, run
+from training_runs import assert_same, run
 
 from nnsight_vae.models.checkpoints import CHECKPOINT
 from nnsight_vae.models.files import read_tensors
@@ -19,7 +19,7 @@ SCRIPT = """
 import os, signal
 from pathlib import Path
 from nnsight_vae.models import training
-from test_training import run
+from training_runs import run
 
 def kill():
     os.kill(os.getpid(), signal.SIGKILL)

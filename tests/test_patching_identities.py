@@ -104,9 +104,8 @@ def test_chunks_change_nothing(how, monkeypatch):
 
 def test_pairs_are_independent_of_the_pairs_beside_them():
     _, single = pairs_of(MODELS["residual"])
-    model = copy.deepcopy(
-        MODELS["residual"]
-    ).double()  # in float32 a convolution of one row rounds in another order than one of seven
+    # In float32 a convolution of one row rounds in another order than one of seven.
+    model = copy.deepcopy(MODELS["residual"]).double()
     vae, pairs = nv.VAE(model), nv.Pairs(single.base.double(), single.source.double(), eps=single.eps.double())
     keys = ["stem[1]", "latent.z[0]@1,1"]
     for how in ({}, {"ablation": "zero"}, {"through": ["refine[2]"]}):

@@ -74,8 +74,9 @@ def test_bonferroni_is_over_all_cells():
 
 
 def test_a_cell_without_spread_is_known():
-    values = np.array([[0.1] * 30, [0.0] * 30])
-    assert np.array(mean_interval(values, 0.95)).tolist() == [[pytest.approx(0.1), 0.0]] * 2
-    above, below = one_sided_pvalues(values, np.array([0.05, 0.0]))
-    assert above.tolist() == [0.0, 1.0]
-    assert below.tolist() == [1.0, 1.0]  # exactly at the threshold it is neither above nor below
+    values = np.array([[0.1] * 30, [0.0] * 30, [0.1] * 30])
+    assert values[2].mean() > 0.1  # by rounding
+    assert np.array(mean_interval(values, 0.95)).tolist() == [[pytest.approx(0.1), 0.0, pytest.approx(0.1)]] * 2
+    above, below = one_sided_pvalues(values, np.array([0.05, 0.0, 0.1]))
+    assert above.tolist() == [0.0, 1.0, 1.0]
+    assert below.tolist() == [1.0, 1.0, 1.0]  # exactly at the threshold it is neither above nor below

@@ -254,7 +254,8 @@ def circuit_modularity(
     note = f"dead latents: {', '.join(map(str, dead))}" if dead else ""
     kept, note = (changes, note) if raw else (np.delete(changes, dead, axis=0), note and f"left out {note}")
     if len(kept) < 2:
-        return Score("circuit modularity", form, None, None, f"undefined with {len(kept)} latents alive; {note}")
+        few = f"undefined with {len(kept)} latents alive"
+        return Score("circuit modularity", form, None, None, f"{few}; {note}" if note else few)
 
     def score(means: Float[np.ndarray, "resample column"]) -> Float[np.ndarray, "resample 1"]:
         profiles = means[:, :-n_units].reshape(-1, len(kept), n_units)

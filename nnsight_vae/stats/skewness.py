@@ -93,6 +93,9 @@ def one_sided_pvalues(
 
     mean, error, c = _moments(values)
     beyond = mean - threshold
+    beyond = np.where(
+        np.abs(beyond) <= 1e-14 * np.abs(threshold), 0.0, beyond
+    )  # what rounding makes of a mean of equal numbers
     t = np.divide(beyond, error, out=np.where(beyond == 0, 0.0, np.copysign(np.inf, beyond)), where=error > 0)
     finite = np.where(np.isfinite(t), t, 0.0)
     g = np.where(np.isfinite(t), finite + c * finite**2 / 3 + c**2 * finite**3 / 27 + c / 6, t)

@@ -220,17 +220,25 @@ def circuits_benchmark(
 
 
 def _print_table(result: Benchmark) -> None:
+    """A table for each model, narrow enough for a terminal of 80 columns."""
     from rich.console import Console
     from rich.table import Table
 
-    table = result.summary().reset_index()
-    shown = Table(title="Edge scores against known circuits")
-    for name in table.columns:
-        shown.add_column(name, justify="left" if name in ("model", "method") else "right")
-    for row in table.itertuples(index=False):
-        cells = [x if isinstance(x, str) else "-" if x != x else f"{x:.3g}" for x in row]
-        shown.add_row(*cells, end_section=row.method == result.rows[-1].method)
-    Console().print(shown)
+    forms = {"shd": "{:.0f}", "cut_error": "{:.0e}", "seconds": "{:.2f}"}
+    for model, table in result.summary().reset_index().groupby("model", sort=False):
+        columns = table.drop(columns="model")
+        shown = Table(title=str(model), title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
+        for name in map(str, columns):
+            shown.add_column(name.replace("_", "\n"), justify="left" if name == "method" else "right", no_wrap=True)
+        for row in columns.to_dict("records"):
+            shown.add_row(
+                *(x if isinstance(x, str) else _number(x, forms.get(name, "{:.3f}")) for name, x in row.items())
+            )
+        Console().print(shown, "")
+
+
+def _number(value: float, form: str) -> str:
+    return "-" if value != value else form.format(value)
 
 
 def _say(text: str) -> None:

@@ -138,9 +138,11 @@ def test_the_command_prints_a_table_and_writes_every_row(tmp_path) -> None:
         "--out",
         str(out),
     ]
-    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "80"})
     assert result.exit_code == 0
     assert "edge-strict" in result.output
     assert "weight" in result.output
+    assert "…" not in result.output  # whole at 80 columns
+    assert "method" in result.output
     assert len(out.read_text().splitlines()) == 1 + 2 * 4 * 9
     assert CliRunner().invoke(app, ["circuits-benchmark", "--models", "nothing"]).exit_code == 2

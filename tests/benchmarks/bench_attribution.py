@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
 from captum.attr import IntegratedGradients, LayerConductance, LayerGradCam
+from measuring import seconds
 
 import nnsight_vae as nv
 from nnsight_vae.attribution import (
@@ -20,12 +20,6 @@ from nnsight_vae.attribution import (
 from nnsight_vae.models import MLPVAE, ConvVAE
 
 ROUNDS = 7
-
-
-def seconds(function: Callable[[], object]) -> float:
-    start = time.thread_time()
-    function()
-    return time.thread_time() - start
 
 
 def gain(ours: Callable[[], object], loop: Callable[[], object]) -> tuple[float, float, float]:

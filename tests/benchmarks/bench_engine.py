@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
+from measuring import seconds
 from torch import Tensor, nn
 
 import nnsight_vae as nv
@@ -14,12 +14,6 @@ from nnsight_vae import engine
 from nnsight_vae.models import MLPVAE, ConvVAE
 
 ROUNDS = 15
-
-
-def seconds(function: Callable[[], object]) -> float:
-    start = time.thread_time()
-    function()
-    return time.thread_time() - start
 
 
 def ratio(ours: Callable[[], object], reference: Callable[[], object]) -> tuple[float, float, float]:

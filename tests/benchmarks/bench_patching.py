@@ -12,7 +12,6 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the tests' own helpers
 
+from measuring import resident, seconds
 from work import Work, rows_run
 
 import nnsight_vae as nv
@@ -36,12 +36,6 @@ READ = Region({"all": (slice(0, 64), slice(0, 64))})
 
 Chain = list[tuple[str, nn.Module]]
 Sweep = Callable[[Chain, str, list[int], Tensor, Tensor], Tensor]
-
-
-def seconds(function: Callable[[], object]) -> float:
-    start = time.thread_time()
-    function()
-    return time.thread_time() - start
 
 
 def chain_of(model: nn.Module) -> Chain:
@@ -243,12 +237,6 @@ def peak(name: str, pairs: int) -> None:
     before = resident("VmRSS")
     result = engine.run_interventions(vae, base, plan, READ)
     print(resident("VmHWM") - before - result.numel() * result.element_size() / 2**20)
-
-
-def resident(line: str) -> float:
-    """MiB of this process: now (VmRSS), or the most there was (VmHWM). Linux only."""
-    (found,) = (text for text in Path("/proc/self/status").read_text().splitlines() if text.startswith(line))
-    return int(found.split()[1]) / 2**10
 
 
 def bench_memory(name: str) -> None:

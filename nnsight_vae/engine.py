@@ -17,6 +17,7 @@ from nnsight_vae.errors import InterventionError, ReadoutError
 from nnsight_vae.groups import Block, Group, by_sites
 from nnsight_vae.inputs import require_noise
 from nnsight_vae.interventions import Intervention
+from nnsight_vae.progress import Advance
 from nnsight_vae.reading import Readout, reads as reads_of
 from nnsight_vae.runs import CleanRun, Write, clean_run, needed_for, replace_event, run_from, trace_events
 from nnsight_vae.sites import Key
@@ -100,7 +101,7 @@ def run_interventions(
     read: Readout,
     *,
     eps: Tensor | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Advance = None,
 ) -> Float[Tensor, "plan n target"]:
     """The readout under each of a list of joint interventions.
 

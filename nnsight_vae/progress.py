@@ -6,9 +6,11 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+Advance = Callable[[int], None] | None  # tells a bar how many steps were just done; None where no bar is shown
+
 
 @contextmanager
-def progress_bar(description: str, total: int, show: bool | None = None) -> Iterator[Callable[[int], None] | None]:
+def progress_bar(description: str, total: int, show: bool | None = None) -> Iterator[Advance]:
     """A bar on stderr that the yielded function advances; yields None where no bar is shown.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
@@ -17,11 +17,10 @@ from nnsight_vae.diagnosis import refuse_not_finite
 from nnsight_vae.engine import checked_batch, example_chunks
 from nnsight_vae.errors import DataError, NnsightVaeWarning, SiteError
 from nnsight_vae.levels.units import default_sites, experiments
+from nnsight_vae.progress import Advance
 from nnsight_vae.runs import clean_run
 from nnsight_vae.sites import Key, Selection
 from nnsight_vae.vae import VAE
-
-Advance = Callable[[int], None] | None  # of a progress bar, where one is shown
 
 _FEW_INPUTS = 10  # a standard deviation over fewer is known to a quarter of itself at best
 _ROUNDING = 4.0  # units of least precision that the activation of a unit that never varies may still spread over

@@ -13,7 +13,6 @@ from nnsight_vae.arguments import require
 from nnsight_vae.engine import checked_batch
 from nnsight_vae.errors import DataError
 from nnsight_vae.levels.answers import (
-    Advance,
     Block,
     Scale,
     UnitMeans,
@@ -23,7 +22,7 @@ from nnsight_vae.levels.answers import (
     unit_blocks,
 )
 from nnsight_vae.pairs import Pairs
-from nnsight_vae.progress import progress_bar
+from nnsight_vae.progress import Advance, progress_bar
 from nnsight_vae.provenance import pairs_record, provenance
 from nnsight_vae.results.effects import Effects
 from nnsight_vae.sites import Key

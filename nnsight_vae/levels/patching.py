@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
 from nnsight_vae.arguments import require
+from nnsight_vae.directions import ESTIMANDS, Direction, Way
 from nnsight_vae.engine import activations, baseline
 from nnsight_vae.errors import InterventionError, NnsightVaeWarning
 from nnsight_vae.guards import warn_if_directions_oppose, warn_if_flat
@@ -27,14 +28,13 @@ from nnsight_vae.levels.through import (
 )
 from nnsight_vae.levels.units import Per, default_sites, experiments
 from nnsight_vae.pairs import Pairs
-from nnsight_vae.progress import progress_bar
+from nnsight_vae.progress import Advance, progress_bar
 from nnsight_vae.provenance import provenance
 from nnsight_vae.reading import Readout, reads, select
 from nnsight_vae.results.effects import Effects
 from nnsight_vae.sites import Key, Selection
 from nnsight_vae.vae import VAE
 
-Direction = Literal["both", "noising", "denoising"]
 Ablation = Literal["zero", "mean", "resample"] | Zero | Mean | Resample | Noise | Set
 
 _LARGE = 4 * 2**30  # bytes of effects above which the caller is told
@@ -110,7 +110,7 @@ def patch_activations(
         >>> one.estimand
         'ablation (mean), noising, through latent.z'
     """
-    if direction not in ("both", "noising", "denoising"):
+    if direction not in get_args(Direction):
         raise InterventionError(f"direction must be 'both', 'noising' or 'denoising', got {direction!r}.")
     require(vae, pairs, readout)
     vae.checked(pairs.base)
@@ -119,7 +119,7 @@ def patch_activations(
     for joint in named.values() if levels else ():
         require_before(vae, joint, levels[0])
     ablated = None if ablation is None else _ablation(ablation, pairs)
-    ways: tuple[Direction, ...] = ("noising", "denoising") if direction == "both" else (direction,)
+    ways: tuple[Way, ...] = ("noising", "denoising") if direction == "both" else (direction,)
     _warn_if_large(len(named) * len(readout.names) * len(pairs), len(ways))
     patching = _Patching(vae, pairs, list(named.values()), ablated, levels, readout)
     with progress_bar("patching", len(ways) * len(named) * len(pairs) * runs_of(levels), progress) as advance:
@@ -160,9 +160,7 @@ class _Patching:
     levels: Sequence[Level]
     readout: Readout
 
-    def change(
-        self, way: Direction, advance: Callable[[int], None] | None
-    ) -> Float[np.ndarray, "experiment target pair"]:
+    def change(self, way: Way, advance: Advance) -> Float[np.ndarray, "experiment target pair"]:
         """N or D of every experiment."""
         base, source, eps = self.pairs.base, self.pairs.source, self.pairs.eps
         receiver, donor = (base, source) if way == "noising" else (source, base)
@@ -218,11 +216,7 @@ def _estimands(ablated: Intervention | None, levels: Sequence[Level]) -> dict[st
     path = " -> ".join(" + ".join(map(str, level)) for level in levels)
     passing = f", through {path}" if path else ""
     if ablated is None:
-        names = {
-            "noising": "PNIE (noising)",
-            "denoising": "TNIE (denoising)",
-            "both": "(PNIE + TNIE) / 2 (patching, both directions)",
-        }
+        names = ESTIMANDS | {"both": "(PNIE + TNIE) / 2 (patching, both directions)"}
     else:
         what = f"ablation ({repr(ablated) if isinstance(ablated, Set) else type(ablated).__name__.lower()})"
         names = {way: f"{what}, {way}" for way in ("noising", "denoising")}

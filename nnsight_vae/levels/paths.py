@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 
@@ -16,7 +16,7 @@ from nnsight_vae.interventions import Intervention, Swap
 from nnsight_vae.levels.mediators import MediatorSets, mediator_sets
 from nnsight_vae.levels.through import CARRIED_BYTES, Activation
 from nnsight_vae.pairs import Pairs
-from nnsight_vae.progress import progress_bar
+from nnsight_vae.progress import Advance, progress_bar
 from nnsight_vae.provenance import provenance
 from nnsight_vae.readouts import Readout
 from nnsight_vae.results.effects import Effects
@@ -115,7 +115,7 @@ class _Paths:
     vae: VAE
     pairs: Pairs
     sets: tuple[tuple[Selection, ...], ...]
-    advance: Callable[[int], None] | None
+    advance: Advance
 
     def outcomes(self, readout: Readout) -> dict[_Path, Tensor]:
         """Path -> the readout at its end, `[n, target]`."""

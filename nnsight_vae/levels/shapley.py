@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from nnsight_vae.arguments import require
+from nnsight_vae.directions import ESTIMANDS, Way
 from nnsight_vae.engine import baseline, run_interventions
 from nnsight_vae.errors import InterventionError
 from nnsight_vae.games import Game, exact_shapley, sampled_shapley
@@ -26,9 +27,6 @@ from nnsight_vae.vae import VAE
 
 MOST_EXACT = 10  # mediators: 1,023 joint swaps in one plan
 _ORDERS = 200  # sampled beyond
-
-Way = Literal["noising", "denoising"]
-_ESTIMANDS = {"noising": "PNIE (noising)", "denoising": "TNIE (denoising)"}
 
 
 def shapley_mediators(
@@ -98,7 +96,7 @@ def shapley_mediators(
     details = {"mediators": list(sets), "direction": direction, "n_permutations": orders, "seed": seed}
     record = provenance(vae, pairs, readout, **details)
     parts = {} if errors is None else {"standard error": _effects(errors, "standard error", pairs, readout, record)}
-    return _effects(shares, f"Shapley share of {_ESTIMANDS[direction]}", pairs, readout, record, parts)
+    return _effects(shares, f"Shapley share of {ESTIMANDS[direction]}", pairs, readout, record, parts)
 
 
 def sequential_mediators(
@@ -144,7 +142,7 @@ def sequential_mediators(
     with _game(vae, pairs, sets, readout, direction, k, progress) as game:
         shares = game(torch.ones(k + 1, k).tril(-1).bool()).double().diff(dim=0)
     record = provenance(vae, pairs, readout, mediators=list(sets), direction=direction)
-    return _effects(shares, f"sequential share of {_ESTIMANDS[direction]}", pairs, readout, record)
+    return _effects(shares, f"sequential share of {ESTIMANDS[direction]}", pairs, readout, record)
 
 
 def _checked(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -17,6 +17,7 @@ from nnsight_vae.donors import selected
 from nnsight_vae.engine import run_interventions
 from nnsight_vae.errors import InterventionError
 from nnsight_vae.interventions import Intervention, Set
+from nnsight_vae.progress import Advance
 from nnsight_vae.reading import Readout, reads as reads_of
 from nnsight_vae.sites import Key, Selection, Site
 from nnsight_vae.vae import VAE
@@ -139,7 +140,7 @@ def run_through(
     read: Readout,
     *,
     eps: Tensor | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Advance = None,
 ) -> Float[Tensor, "plan n target"]:
     """`run_interventions`, of which only what passes each of some levels of units reaches the readout.
 

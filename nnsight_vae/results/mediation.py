@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from nnsight_vae.directions import ESTIMANDS
 from nnsight_vae.errors import DataError
 from nnsight_vae.guards import warn_if_few
 from nnsight_vae.results.effects import Effects
@@ -23,8 +24,6 @@ from nnsight_vae.wording import count
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
-
-_DIRECTIONS = {"PNIE": "PNIE (noising)", "TNIE": "TNIE (denoising)"}
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -141,7 +140,7 @@ class Mediation:
         names = (mediator,), tuple(targets)
 
         def effects(name: str, values: np.ndarray) -> Effects:
-            estimand = _DIRECTIONS.get(name, name)
+            estimand = {"PNIE": ESTIMANDS["noising"], "TNIE": ESTIMANDS["denoising"]}.get(name, name)
             return Effects((values / unit)[None], *names, estimand, groups, record, source_groups=source_groups)
 
         return cls._named({name: effects(name, values) for name, values in found.items()})

@@ -331,7 +331,7 @@ def test_the_forest_plot_shows_every_quantity_with_its_interval():
     m = of(*y, targets=("up", "none", "do$wn"))
     figure, panels = m.plot()
     assert [axes.get_title(loc="left") for axes in panels] == ["up", "none", "do$wn"]
-    assert figure.get_suptitle() == "Through fc[0]: mean and 95 % interval"
+    assert figure.get_suptitle() == "Through fc[0]: mean and 95 % interval, 50 clusters"
     frame = m.to_frame().set_index(["target", "quantity"])
     for axes, target in zip(panels, m.targets, strict=True):
         dots, lines = axes.collections[1::2], axes.collections[::2]
@@ -354,7 +354,8 @@ def test_the_forest_plot_of_many_targets_or_one_pair_is_still_a_plot():
     figure, panels = of(*y, targets=[f"pixel[{i}]" for i in range(9)], scale="relative").plot()
     assert len(panels) == 8
     assert (
-        figure.get_suptitle() == "Through fc[0], relative to Y(base): mean and 95 % interval (showing 8 of 9 targets)"
+        figure.get_suptitle()
+        == "Through fc[0], relative to Y(base): mean and 95 % interval, 12 clusters (showing 8 of 9 targets)"
     )
     _, (single,) = of(*y[:, :1, :1]).plot()
     assert len(single.collections) == 5  # dots without intervals

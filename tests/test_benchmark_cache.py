@@ -34,6 +34,25 @@ def test_a_file_that_changes_is_unpacked_anew(tmp_path):
     assert benchmarks.dsprites(tmp_path / "dsprites.npz", cache=tmp_path / "cache").n_images == len(images)
 
 
+def test_other_content_of_the_same_length_is_unpacked_anew(tmp_path):
+    content = {"imgs": np.zeros((2, 2, 2), np.uint8), "latents_values": np.diag([0.0] * 6)[:2]}
+    content["latents_values"][1, 5] = 1
+    for value in (0, 1):
+        content["imgs"][:] = value
+        np.savez(tmp_path / "d.npz", **content)
+        shown = benchmarks.dsprites(tmp_path / "d.npz", cache=tmp_path / "cache").images_u8(2)
+        assert shown.unique().tolist() == [255 * value]
+
+
+def test_pictures_that_come_anew_are_decoded_anew(tmp_path):
+    write_causal3dident(tmp_path)
+    benchmarks.causal3dident(tmp_path, size=10, cache=tmp_path / "cache")
+    (tmp_path / "images_0" / "00001.png").unlink()
+    Image.new("RGB", (20, 20), (0, 0, 255)).save(tmp_path / "images_0" / "00001.png")
+    blue = benchmarks.causal3dident(tmp_path, size=10, cache=tmp_path / "cache").sample(6).images[:, 2].amax((1, 2))
+    assert blue.sum() == 1
+
+
 def cut(file, share=0.6):
     data = file.read_bytes()
     file.write_bytes(data[: int(len(data) * share)])
@@ -180,6 +199,16 @@ def test_a_damaged_store_says_which_file_to_remove(tmp_path):
     cut(stored)
     with pytest.raises(DataError, match=r"cannot be read.*Remove it"):
         benchmarks.dsprites(tmp_path / "d.npz", cache=tmp_path / "cache")
+
+
+def test_a_store_of_other_images_says_which_file_to_remove(tmp_path):
+    write_dsprites(tmp_path / "d.npz")
+    benchmarks.dsprites(tmp_path / "d.npz", cache=tmp_path / "cache")
+    (stored,) = (tmp_path / "cache").glob("*.npy")
+    for other in (np.zeros((3, 1, 8, 6), np.uint8), np.zeros((144, 1, 8, 6), np.int16)):
+        np.save(stored, other)
+        with pytest.raises(DataError, match=rf"holds {other.dtype} .*expected uint8 .*Remove it"):
+            benchmarks.dsprites(tmp_path / "d.npz", cache=tmp_path / "cache")
 
 
 def test_a_cache_without_room_is_refused_before_anything_is_written(tmp_path, monkeypatch):

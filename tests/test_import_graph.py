@@ -35,7 +35,6 @@ SPECIAL_FORMS = {
     ("posterior", "von_mises_fisher"),
     ("adapters.base", "adapters.generic"),
     ("datasets.procedural", "datasets.procedural_readout"),
-    ("datasets.stored", "datasets.download"),
     ("metrics.polysemanticity_verdicts", "causal.unit_verdict"),
 }
 LATER = HANDED_ON | SPECIAL_FORMS

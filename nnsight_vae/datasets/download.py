@@ -6,10 +6,9 @@ import logging
 import os
 import sys
 from pathlib import Path
-from types import ModuleType
 
 from ..errors import DataError
-from .stored import cache_folder
+from .cache import cache_folder, pooch
 
 
 def located(
@@ -45,21 +44,6 @@ def given_folder(name: str, path: str | os.PathLike[str] | None, page: str) -> P
     if not folder.is_dir():
         raise DataError(f"{name}: no folder {folder}.")
     return folder
-
-
-def pooch() -> ModuleType:
-    """The library that downloads.
-
-    Raises:
-        DataError: it is not installed.
-    """
-    try:
-        import pooch as module
-    except ImportError as error:
-        raise DataError(
-            "downloading benchmark files needs pooch: pip install 'nnsight-vae[benchmarks]', or give path= and cache=."
-        ) from error
-    return module
 
 
 def _fetch(name: str, url: str, md5: str, folder: Path, progress: bool | None) -> Path:

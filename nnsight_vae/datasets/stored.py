@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..progress import progress_bar
+from .cache import CACHE_VARIABLE
 
 Chunks = Iterator[UInt8[np.ndarray, "k c h w"]]
 
@@ -102,17 +102,3 @@ def _require_space(folder: Path, needed: int) -> None:
             f"{folder} has {free / 1e9:.1f} GB free and the images take {needed / 1e9:.1f} GB uncompressed. Give another cache=, "
             f"or set {CACHE_VARIABLE}."
         )
-
-
-CACHE_VARIABLE = "NNSIGHT_VAE_DATA"
-
-
-def cache_folder(cache: str | os.PathLike[str] | None) -> Path:
-    """The folder given, else that of the environment variable NNSIGHT_VAE_DATA, else the user's cache folder."""
-    if cache is not None:
-        return Path(cache).expanduser()
-    if os.environ.get(CACHE_VARIABLE):
-        return Path(os.environ[CACHE_VARIABLE]).expanduser()
-    from .download import pooch
-
-    return Path(pooch().os_cache("nnsight_vae"))

@@ -13,8 +13,9 @@ import numpy as np
 from ...errors import DataError
 from ..array_checks import check_graph
 from ..arrays import Arrays
+from ..cache import cache_folder
 from ..download import given_folder
-from ..stored import cache_folder, stored_images
+from ..stored import stored_images
 from .pixels import picture_size, read_picture, require_size
 
 FACTORS = (
@@ -79,7 +80,12 @@ def causal3dident(
             yield np.stack([read_picture(file, size) for file in part])
 
     images = stored_images(
-        f"causal3dident-{size}", latents, (len(pictures), 3, size, size), chunks, cache_folder(cache), progress
+        f"causal3dident-{size}",
+        [*latents, *sorted({picture.parent for picture in pictures})],
+        (len(pictures), 3, size, size),
+        chunks,
+        cache_folder(cache),
+        progress,
     )
     if graph is not None:
         check_graph(graph, FACTORS)

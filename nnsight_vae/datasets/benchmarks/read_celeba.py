@@ -10,8 +10,9 @@ import numpy as np
 
 from ...errors import DataError
 from ..arrays import Arrays
+from ..cache import cache_folder
 from ..download import given_folder
-from ..stored import cache_folder, stored_images
+from ..stored import stored_images
 from .pixels import picture_size, read_picture, require_size
 
 _PAGE = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"

@@ -7,9 +7,10 @@ import os
 import numpy as np
 
 from ...errors import DataError
+from ..cache import cache_folder
 from ..download import located
 from ..grid import Grid
-from ..stored import cache_folder, stored_images
+from ..stored import stored_images
 from .npz import header, read_array, stream_array
 
 FACTORS = ("shape", "scale", "orientation", "x", "y")

@@ -8,9 +8,10 @@ import os
 import numpy as np
 
 from ...errors import DataError
+from ..cache import cache_folder
 from ..download import located
 from ..grid import Grid, product
-from ..stored import cache_folder, stored_images
+from ..stored import stored_images
 from .npz import header, stream_array
 
 FACTORS = ("color", "shape", "size", "camera_height", "background", "horizontal", "vertical")

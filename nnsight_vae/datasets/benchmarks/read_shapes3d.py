@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from ...errors import DataError
+from ..cache import cache_folder
 from ..download import located
 from ..grid import Grid
-from ..stored import cache_folder, stored_images
+from ..stored import stored_images
 
 FACTORS = ("floor_hue", "wall_hue", "object_hue", "scale", "shape", "orientation")
 _URL = "https://storage.googleapis.com/3d-shapes/3dshapes.h5"

@@ -12,9 +12,10 @@ import numpy as np
 
 from ...errors import DataError
 from ..arrays import Arrays
+from ..cache import cache_folder
 from ..download import located
 from ..grid import Grid
-from ..stored import cache_folder, stored_images
+from ..stored import stored_images
 from .pixels import require_size, resized
 
 FACTORS = ("category", "instance", "elevation", "azimuth", "lighting")

@@ -6,6 +6,8 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from torch import Tensor
+
 from nnsight_vae.pairs import Pairs
 from nnsight_vae.reading import described, unit_of
 from nnsight_vae.vae import VAE
@@ -45,10 +47,15 @@ def pairs_record(pairs: Pairs) -> dict[str, Any]:
             "n": len(pairs),
             "factor": pairs.factor,
             "propagate": pairs.propagate,
-            "noise": "posterior mean" if pairs.eps is None else "shared eps",
+            "noise": noise_record(pairs.eps),
         }
         | matched
     )
+
+
+def noise_record(eps: Tensor | None) -> str:
+    """What the latent of every run is drawn with."""
+    return "posterior mean" if eps is None else "shared eps"
 
 
 @cache

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from nnsight_vae.attribution.aligned import Aligned, aligned
 from nnsight_vae.errors import DataError
+from nnsight_vae.guards import FEW_CLUSTERS
 from nnsight_vae.metrics.scores import Score
-from nnsight_vae.results.effects import FEW_CLUSTERS, Effects
+from nnsight_vae.results.effects import Effects
 from nnsight_vae.stats.clusters import Design
 from nnsight_vae.stats.intervals import bootstrap_interval
 from nnsight_vae.stats.resampling import design_weights

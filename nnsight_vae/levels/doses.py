@@ -12,7 +12,7 @@ from nnsight_vae.engine import checked_batch
 from nnsight_vae.errors import DataError
 from nnsight_vae.levels.answers import Scale, reference_means, unit_blocks, unit_means
 from nnsight_vae.progress import progress_bar
-from nnsight_vae.provenance import provenance
+from nnsight_vae.provenance import noise_record, provenance
 from nnsight_vae.results.dose_response import DoseResponse
 from nnsight_vae.sites import Key
 from nnsight_vae.vae import VAE
@@ -69,7 +69,7 @@ def dose_response(
         "factor": doses.factor,
         "values": values.tolist(),
         "propagate": doses.propagate,
-        "noise": "posterior mean" if doses.eps is None else "shared eps",
+        "noise": noise_record(doses.eps),
     }
     return DoseResponse(
         scale.standardised(raw - raw.mean(axis=1, keepdims=True)),

@@ -16,7 +16,7 @@ from nnsight_vae.levels.latent_values import RANGE, Moves, Values, moves
 from nnsight_vae.levels.manifold import off_manifold
 from nnsight_vae.levels.units import Per, experiments
 from nnsight_vae.progress import progress_bar
-from nnsight_vae.provenance import provenance
+from nnsight_vae.provenance import noise_record, provenance
 from nnsight_vae.readouts import Readout
 from nnsight_vae.results.effects import Effects
 from nnsight_vae.sites import Key, Selection
@@ -95,8 +95,9 @@ def perturb_latents(
     with progress_bar("perturbing latents", len(moved.plan) * len(x), progress) as advance:
         read = run_interventions(vae, x, moved.plan, readout, eps=eps, progress=advance)
     read = read.view(len(moved.names), len(what), *read.shape[1:])
-    noise = "posterior mean" if eps is None else "shared eps"
-    record = provenance(vae, None, readout, values=moved.record(what), n=len(x), noise=noise, manifold=manifold)
+    record = provenance(
+        vae, None, readout, values=moved.record(what), n=len(x), noise=noise_record(eps), manifold=manifold
+    )
     change = (read - baseline(vae, x, readout, eps=eps)).double().cpu().numpy().transpose(0, 1, 3, 2)
 
     def effects(array: np.ndarray, estimand: str, **more: Any) -> Effects:

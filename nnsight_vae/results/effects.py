@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from nnsight_vae.errors import DataError
-from nnsight_vae.guards import FEW_CLUSTERS as FEW_CLUSTERS, warn_if_few
+from nnsight_vae.guards import warn_if_few
 from nnsight_vae.results import effects_names
 from nnsight_vae.results.effects_checks import check, plain
 from nnsight_vae.sites import Key

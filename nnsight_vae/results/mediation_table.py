@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from nnsight_vae.results.effects import FEW_CLUSTERS, Effects
+from nnsight_vae.guards import FEW_CLUSTERS
+from nnsight_vae.results.effects import Effects
 from nnsight_vae.results.mediation import Mediation
 from nnsight_vae.stats import intervals
 from nnsight_vae.wording import count

@@ -90,6 +90,7 @@ def _plot_heat_map(effects: Effects, mean: np.ndarray, rows: np.ndarray) -> tupl
         clear = _intervals(effects, rows).clear
         write_numbers(axes, values, clear, limit, scale)
         notes += [] if clear.all() else ["pale: 95 % interval covers 0"]
+    notes += [f"{effects.n_clusters:,} clusters"] if effects.n_clusters > 1 else []
     if effects.test:
         passed_rows, passed_columns = np.nonzero(effects.test.passed[rows])
         axes.scatter(passed_columns + 0.42, passed_rows - 0.3, s=9, color=INK, edgecolors="white", linewidths=0.5)

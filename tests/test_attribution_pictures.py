@@ -136,6 +136,10 @@ def test_the_sheet_shows_columns_by_size_with_lengths_and_cosines():
     ]
     assert np.allclose(mapped(axes["directions"][2]), steps.outputs[1, 2].sum(0), atol=1e-6)
     assert np.allclose([bar.get_width() for bar in axes["norms"].patches], size[order])
+    dots = axes["norms"].collections[0].get_offsets()  # every code, and not only their root mean square
+    assert np.allclose(
+        np.asarray(dots), [[found.norms[i, k], place] for i in range(2) for place, k in enumerate(order)]
+    )
     assert np.allclose(mapped(axes["cosines"]), found.cosines()[1][np.ix_(order, order)])
     assert len(axes["cosines"].texts) == 25
     assert isinstance(figure, Figure)
@@ -158,7 +162,8 @@ def test_many_latents_are_cut_and_the_sheet_says_how_many():
     assert not axes["cosines"].texts
     _, axes = sheet_of(torch.randn(1, 6, 1, 2, 2, generator=torch.Generator().manual_seed(0)))
     assert [cell.get_visible() for cell in axes["directions"]] == [True] * 4 + [False] * 2  # rank 4
-    assert "of" not in axes["norms"].get_xlabel().split("over codes")[1]
+    assert " of 6 latents" not in axes["norms"].get_xlabel()
+    assert axes["norms"].get_xlabel().endswith("(one code)")
 
 
 def test_a_readouts_jacobian_and_a_code_that_is_not_there_are_refused():

@@ -25,7 +25,7 @@ def plot_jacobian(jacobian: Jacobian, example: int = 0) -> tuple[Figure, dict[st
     """What a small step of each latent does to the image at one code, and how these columns relate.
 
     On top the columns, largest first, and the singular directions, each in its own colour scale with its length above; below
-    the lengths of the columns over all codes, and the cosines between them at this code (blank where a column is 0 or dead).
+    the lengths of the columns over all codes, a dot each, and the cosines between them at this code (blank where a column is 0 or dead).
 
     Args:
         jacobian: from `DecoderJacobian(vae).at(z)`, of the reconstruction.
@@ -69,10 +69,11 @@ def plot_jacobian(jacobian: Jacobian, example: int = 0) -> tuple[Figure, dict[st
             cells[1, place].set_title(f"\N{GREEK SMALL LETTER SIGMA} {lengths[place]:.3g}", fontsize=8, color=INK)
         else:
             cells[1, place].set_visible(False)
-    cells[0, 0].set_ylabel("columns", fontsize=8, color=FAINT)
-    cells[1, 0].set_ylabel("directions", fontsize=8, color=FAINT)
+    cells[0, 0].set_ylabel("columns\n(length)", fontsize=8, color=FAINT)
+    cells[1, 0].set_ylabel("directions\n(length)", fontsize=8, color=FAINT)
     bars, grid = lower.subplots(1, 2, width_ratios=(1, 1.25))
-    _norm_bars(bars, [jacobian.names[i] for i in order], size[order], dead[order], len(size))
+    each = jacobian.norms[:, order.tolist()].cpu().numpy()
+    _norm_bars(bars, [jacobian.names[i] for i in order], size[order], each, dead[order], len(size))
     _cosine_grid(grid, [jacobian.names[i] for i in order], jacobian.cosines()[example][np.ix_(order, order)], lower)
     return figure, {"columns": cells[0], "directions": cells[1], "norms": bars, "cosines": grid}
 
@@ -83,14 +84,20 @@ def _signed_image(axes: Axes, values: Float[np.ndarray, "h w"]) -> None:
     bare(axes)
 
 
-def _norm_bars(axes: Axes, names: Sequence[str], sizes: np.ndarray, dead: np.ndarray, n_latents: int) -> None:
+def _norm_bars(
+    axes: Axes, names: Sequence[str], sizes: np.ndarray, each: np.ndarray, dead: np.ndarray, n_latents: int
+) -> None:
+    """The root mean square length of each column, with a dot for every code, [code, latent]."""
     places = np.arange(len(names))
     axes.barh(places, sizes, color=[DEAD if flag else NEUTRAL for flag in dead], height=0.7)
+    if len(each) > 1:
+        axes.scatter(each, np.broadcast_to(places, each.shape), s=5, color=INK, alpha=0.6, linewidths=0, zorder=3)
     name_ticks(axes.yaxis, names)
     axes.set_ylim(len(names) - 0.4, -0.6)
     quiet(axes)
     shown = f"; {len(names)} of {n_latents} latents" if len(names) < n_latents else ""
-    axes.set_xlabel(f"length of the column (root mean square over codes{shown})", fontsize=8, color=FAINT)
+    dots = f"root mean square, dots: {len(each):,} codes" if len(each) > 1 else "one code"
+    axes.set_xlabel(f"length of the column, intensity per unit of latent\n({dots}{shown})", fontsize=8, color=FAINT)
 
 
 def _cosine_grid(axes: Axes, names: Sequence[str], cosines: np.ma.MaskedArray, figure: Any) -> None:

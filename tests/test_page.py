@@ -16,6 +16,7 @@ from graphs import circuit
 from nnsight_vae import CircuitError
 from nnsight_vae.circuits.drawing.html import _asset
 from nnsight_vae.circuits.files.export import export
+from nnsight_vae.plots import plot_circuit
 from nnsight_vae.style import FACTORS, FILLS, LOWERS, RAISES
 
 
@@ -188,3 +189,13 @@ def test_writing_a_page_needs_no_matplotlib(tmp_path):
         "assert 'matplotlib' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program, str(tmp_path / "c.html")], check=True)
+
+
+@pytest.mark.parametrize(("unit", "shown"), [("factor sd", " factor sd"), (None, ""), (3, "")])
+def test_the_key_says_what_effects_are_in(tmp_path, unit, shown):
+    graph = circuit()
+    graph.graph |= {"unit": unit} if unit else {}
+    assert data_of(written(graph, tmp_path))["unit"] == shown
+    _, axes = plot_circuit(graph)
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert sum(label.endswith("factor sd") for label in labels) == (unit == "factor sd")

@@ -10,7 +10,7 @@ import networkx as nx
 from nnsight_vae._canvas import faint_text, new_figure, signed
 from nnsight_vae.causal.graph_scores import Kind
 from nnsight_vae.causal.graphs import compare
-from nnsight_vae.circuits.drawing.heading import heading
+from nnsight_vae.circuits.drawing.heading import heading, unit
 from nnsight_vae.circuits.drawing.prominence import strength, strongest, without_weak_edges
 from nnsight_vae.circuits.drawing.scene import BOX_HEIGHT, Box, Curve, Scene, line_width, scene
 from nnsight_vae.errors import CircuitError
@@ -70,7 +70,7 @@ def plot_circuit(circuit: nx.DiGraph, max_nodes: int = 60, max_edges: int = 200)
         )
     lines = [title, " · ".join(filter(None, (source, counts)))]
     axes.set_title("\n".join(filter(None, lines)), loc="left", fontsize=9, color=INK, parse_math=False)
-    _legend(axes, _circuit_legend(drawing, factor_colours(circuit.graph)))
+    _legend(axes, _circuit_legend(drawing, factor_colours(circuit.graph), unit(circuit)))
     return figure, axes
 
 
@@ -179,7 +179,7 @@ def _near_source(curve: Curve) -> tuple[float, float]:
     )
 
 
-def _circuit_legend(drawing: Scene, factors: Mapping[str, str]) -> list[tuple[str, dict[str, Any]]]:
+def _circuit_legend(drawing: Scene, factors: Mapping[str, str], measure: str) -> list[tuple[str, dict[str, Any]]]:
     strengths = [curve.strength for curve in drawing.curves if curve.strength]
     entries: list[tuple[str, dict[str, Any]]] = []
     for factor, colour in factors.items():
@@ -196,7 +196,11 @@ def _circuit_legend(drawing: Scene, factors: Mapping[str, str]) -> list[tuple[st
     if strengths:
         widest = max(map(abs, strengths))
         what = "|share of the total effect|" if factors else "|effect|"
-        for part, name in ((1, f"{what} {widest:.2g}"), (10, f"{widest / 10:.2g}"), (100, f"{widest / 100:.2g}")):
+        for part, name in (
+            (1, f"{what} {widest:.2g}{'' if factors else measure}"),
+            (10, f"{widest / 10:.2g}"),
+            (100, f"{widest / 100:.2g}"),
+        ):
             width = _POINTS * line_width(widest / part, widest)
             entries.append((name, {"edgecolor": FAINT, "linewidth": width, "alpha": 0.6}))
     return entries

@@ -31,6 +31,17 @@ def heading(graph: nx.DiGraph) -> tuple[str, str]:
     return title, _source(about)
 
 
+def unit(graph: nx.DiGraph) -> str:
+    """What effects are in, to stand behind a number; empty where the graph does not say.
+
+    Example:
+        >>> unit(nx.DiGraph(unit="sd"))
+        ' sd'
+    """
+    found = graph.graph.get("unit")
+    return f" {found}" if isinstance(found, str) else ""
+
+
 def _source(about: Mapping[str, Any]) -> str:
     parts = [about.get("model"), about.get("estimand"), about.get("method")]
     pairs = about.get("pairs")

@@ -12,7 +12,7 @@ from typing import Any
 
 import networkx as nx
 
-from nnsight_vae.circuits.drawing.heading import heading
+from nnsight_vae.circuits.drawing.heading import heading, unit
 from nnsight_vae.circuits.drawing.layout import Placement, column_labels, column_title, layered
 from nnsight_vae.circuits.drawing.png import data_uri
 from nnsight_vae.circuits.drawing.prominence import on_paths, prominence, strength
@@ -93,6 +93,7 @@ def _data(records: Records, graph: nx.DiGraph, thumbnails: Mapping[str, Any]) ->
         **_edge_attributes([attributes[edge] for edge in ranked]),
         "factors": [{"name": name, "colour": FACTORS.index(colour)} for name, colour in colours.items()],
         "curve": _curve(graph.graph.get("curve")),
+        "unit": unit(graph),
         "largest": max(drawn, default=0.0) or 1.0,
         "start": _first_shown(ranked),
         "thinnest": THINNEST,

@@ -183,7 +183,7 @@ function key() {
   if (edges.some(edge => edge.uncertain)) parts.push(entry(line(1.5, "var(--faint)", true), "interval covers 0"));
   if (values.some(value => value)) {
     const what = data.factors.length ? "|share of the total effect| " : "|effect| ";
-    [1, 10, 100].forEach((part, i) => parts.push(entry(line(lineWidth(data.largest / part), "var(--neutral)"), (i ? "" : what) + short(data.largest / part))));
+    [1, 10, 100].forEach((part, i) => parts.push(entry(line(lineWidth(data.largest / part), "var(--neutral)"), (i ? "" : what) + short(data.largest / part) + (i || data.factors.length ? "" : data.unit))));
   }
   find("key").replaceChildren(...parts);
 }

@@ -7,7 +7,7 @@ vae = nv.load("pendulum-beta-vae")
 
 pairs = data.pairs_by_factor(n=64, seed=0)  # each factor moved alone, in the same 64 pendulums
 effects = nv.manipulate_inputs(vae, pairs, sites=["fc_mu"])
-print(effects.significant(q=0.05, min_effect=0.2).to_frame().to_string(index=False))
+print(effects.significant(q=0.05, min_effect=0.2), "\n")
 
 doses = data.doses("angle", n=64, seed=0, propagate=False)  # seven angles each
 response = nv.dose_response(vae, doses, sites=["encoder.6", "fc_mu"])

@@ -11,8 +11,8 @@ for mediators in (["encoder.4[0:8]"], ["latent.z[6]"], ["latent.z"]):
     print(nv.mediate(vae, pairs, mediators=mediators, readout=readout, hold=0.0), "\n")
 
 paths = nv.path_effects(vae, pairs, ["encoder.4[0:8]", "latent.z[6]"], readout=readout)  # adds up to the total effect
-print(paths.to_frame()[["unit", "effect", "ci_low", "ci_high"]].to_string(index=False), "\n")
+print(paths, "\n")
 
 latents = [f"latent.z[{i}]" for i in range(vae.sites["latent.z"].n_units)]
 shares = nv.shapley_mediators(vae, pairs, latents, readout=readout)  # adds up to the effect through all of them
-print(shares.to_frame()[["unit", "effect", "ci_low", "ci_high"]].to_string(index=False))
+print(shares)

@@ -8,11 +8,10 @@ pairs = data.pairs("angle", n=48, seed=0)
 readout = data.readout()
 
 effects = nv.patch_activations(vae, pairs, sites=["encoder.6", "fc_mu", "decoder.5"], readout=readout)
-found = effects.significant(q=0.05, min_effect=0.02)
-print(found.to_frame().query("target == 'angle'").head(10).to_string(index=False))
+print(effects.significant(q=0.05, min_effect=0.02).select(targets="angle"))  # the ten largest; to_frame() has all
 
 inputs = nv.manipulate_inputs(vae, pairs, sites=["fc_mu"])
-print(inputs.to_frame().to_string(index=False))
+print("\n", inputs, sep="")
 
 figure, _ = effects.plot()
 nv.plots.save_figure(figure, "units_of_angle.png")

@@ -53,7 +53,7 @@ def test_nothing_found_is_said_without_a_table():
     ]
 
 
-@pytest.mark.parametrize(("scale", "shown"), [(1.0, "+1.00"), (1e-4, "+0.000100"), (300.0, "+300"), (0.0, "+0.000")])
+@pytest.mark.parametrize(("scale", "shown"), [(1.0, "+1.00"), (1e-4, "+0.000100"), (300.0, "+300"), (0.0, "0.000")])
 def test_three_digits_of_the_largest_are_shown(scale, shown):
     assert str(make([[scale]], sd=0.0)).splitlines()[2].split()[2] == shown
 
@@ -71,3 +71,8 @@ def test_effects_are_in_the_unit_of_their_readout():
         (nv.readouts.Latents(3), "latent units"),
     ]:
         assert nv.patch_activations(vae, pairs, ["encoder.1"], readout=readout).provenance["unit"] == unit
+
+
+def test_what_rounds_to_0_has_no_sign():
+    rows = str(make([[1.0], [-0.0001], [0.0001]], sd=0.0)).splitlines()[2:]
+    assert [row.split()[2] for row in rows] == ["+1.00", "0.00", "0.00"]

@@ -67,13 +67,13 @@ def _rows(effects: Effects, places: list[tuple[int, int]]) -> list[str]:
     decimals = _decimals(float(np.abs(mean).max()))
     header = ["unit", "target", "effect"]
     cells = [
-        [effects.units[u], effects.targets[t], f"{m:+.{decimals}f}"] for (u, t), m in zip(places, mean, strict=True)
+        [effects.units[u], effects.targets[t], _signed(m, decimals)] for (u, t), m in zip(places, mean, strict=True)
     ]
     if effects.n_clusters > 1:
         header.append("95 % interval")
         low, high = intervals.mean_interval(values, effects.groups, effects.source_groups)
         for row, a, b in zip(cells, low, high, strict=True):
-            row.append(f"[{a:+.{decimals}f}, {b:+.{decimals}f}]")
+            row.append(f"[{_signed(a, decimals)}, {_signed(b, decimals)}]")
     if effects.test:
         header.append("q")
         for row, q in zip(cells, effects.test.q[at], strict=True):
@@ -83,6 +83,12 @@ def _rows(effects: Effects, places: list[tuple[int, int]]) -> list[str]:
         "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in (header, *cells)
     ]
+
+
+def _signed(value: float, decimals: int) -> str:
+    """With a sign, but for what rounds to 0."""
+    text = f"{value:+.{decimals}f}"
+    return text if text.strip("+-0.") else f" {text[1:]}"
 
 
 def _decimals(largest: float) -> int:

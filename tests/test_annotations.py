@@ -15,6 +15,7 @@ import pytest
 
 FILES = [
     "statistics",
+    "trends",
     "intervals",
     "discovery",
     "effects",

@@ -92,7 +92,7 @@ def test_what_is_printed_says_which_number_to_read():
     assert score.parts["signed"] == 1
     assert score.parts["signed of unrelated latents"] < 0
     assert str(score).endswith("read signed beside signed of unrelated latents")
-    assert "counterfactual generativeness: 1 (unrelated codes: 1, at most 1); signed 1;" in str(score)
+    assert "counterfactual generativeness: 1 (unrelated codes: 1, at most 1); signed: 1;" in str(score)
 
 
 # ------------------------------------------------------------------ CDM

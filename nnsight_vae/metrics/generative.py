@@ -118,7 +118,7 @@ def causal_disentanglement(
     Example:
         >>> chain = np.array([[False, True], [False, False]])  # 0 -> 1
         >>> print(causal_disentanglement(np.array([[0.9, 0.8], [0.0, 1.0]]), chain, n_null=0))
-        CDM: 0.9; robustness 1
+        CDM: 0.9; robustness: 1
     """
     require_count("n_null", n_null, least=0)
     effects = checked(effects, "effects", ("latent", "factor"))

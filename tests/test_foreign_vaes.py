@@ -163,6 +163,24 @@ def test_every_kind_of_normal_draw_is_put_where_it_is_asked_for(draw):
         assert noise.shapes == [(3,)]
 
 
+def test_heads_that_are_convolutions_read_the_encoders_map_as_it_is():
+    class Spatial(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = nn.Sequential(nn.Conv2d(1, 4, 4, 4), nn.ReLU())
+            self.to_mu, self.to_logvar = nn.Conv2d(4, 2, 1), nn.Conv2d(4, 2, 1)
+            self.decoder = nn.ConvTranspose2d(2, 1, 4, 4)
+
+        def forward(self, x):
+            h = self.encoder(x)
+            mu, logvar = self.to_mu(h), self.to_logvar(h)
+            return self.decoder(mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)), mu, logvar
+
+    vae, x = nv.VAE(seeded(Spatial())), torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert vae.verify(x) == 0.0
+    assert vae.encode(x).mu.shape == (3, 2, 2, 2)
+
+
 # ---------------------------------------------------------------------- decoders that return a law
 class Laws(nn.Module):
     """encoder and decoder submodule-like methods that return distributions; the encoder's scale is a bare softplus."""

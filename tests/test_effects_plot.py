@@ -64,7 +64,7 @@ def test_a_large_map_shows_no_numbers():
 
 @pytest.mark.parametrize(
     "units",
-    [GRID[:5], GRID[::-1], (*GRID[:5], "fc[0]"), ("fc@0,0",), ("a[0] + a[1]@0,0", "b@0,1"), ("fc[0]", "fc[1]"), ("fc@0", "fc@1")],
+    [GRID[:5], (GRID[1], GRID[0], *GRID[2:]), (*GRID[:5], "fc[0]"), ("fc@0,0",), ("a[0] + a[1]@0,0", "b@0,1"), ("fc[0]", "fc[1]"), ("fc@0", "fc@1")],
 )  # fmt: skip
 def test_what_is_no_whole_grid_of_one_site_is_no_map(units):
     assert Positions.of(units) is None

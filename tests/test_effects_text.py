@@ -18,8 +18,9 @@ def make(means, n=40, sd=0.1, **fields):
 
 
 def test_the_largest_come_first_with_the_intervals_of_ci():
-    effects = make([[0.1, -2.0], [1.0, 0.3]])
-    low, high = effects.ci()
+    effects = make([[0.1, -2.0], [1.0, 0.3]], sd=1.0, groups=np.arange(40) // 8)
+    with pytest.warns(nv.NnsightVaeWarning, match="5 independent"):
+        low, high = effects.ci()
     rows = [line.split() for line in str(effects).splitlines()[2:]]
     assert [row[:2] for row in rows] == [["fc[0]", "light"], ["fc[1]", "angle"], ["fc[1]", "light"], ["fc[0]", "angle"]]
     assert rows[1][2:] == [f"{effects.mean()[1, 0]:+.2f}", f"[{low[1, 0]:+.2f},", f"{high[1, 0]:+.2f}]"]

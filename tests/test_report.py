@@ -21,7 +21,7 @@ from nnsight_vae import cli
 from nnsight_vae.report import Settings, analysis, analyze, summary as summary_text
 from nnsight_vae.report.effect_steps import split_effects
 from nnsight_vae.report.folder import Folder
-from nnsight_vae.report.graph_steps import relate_factors
+from nnsight_vae.report.graph_steps import extract_all, extract_one, relate_factors
 from nnsight_vae.report.latent_steps import map_latents, match
 from nnsight_vae.report.run import Run
 
@@ -252,7 +252,7 @@ def test_a_model_with_one_latent_is_analysed_and_its_undefined_control_is_null(t
 
 def test_latents_whose_prior_is_not_known_are_mapped_and_the_summary_says_so(tmp_path, monkeypatch):
     run = Run(one_latent(), LinearWorld(), Folder(tmp_path), Settings(images=40), "one latent")
-    run.verified = 0.0
+    run.sections["model"] = {"name": run.name, "verify": 0.0}
     found = replace(nv.causal.map_factors(run.vae, run.data, n=40), kl=None)
     monkeypatch.setattr("nnsight_vae.report.latent_steps.map_factors", lambda *args, **options: found)
     map_latents(run)
@@ -261,6 +261,21 @@ def test_latents_whose_prior_is_not_known_are_mapped_and_the_summary_says_so(tmp
     json.dumps(run.sections, allow_nan=False)
     run.sections["data"] = {"name": "linear world", "readout_r2_on_reconstructions": {}}
     assert "KL per latent: undefined" in "\n".join(summary_text._model(run.sections))
+
+
+def test_where_no_factor_has_a_circuit_none_is_drawn(tmp_path):
+    eye = torch.eye(3, dtype=torch.double)
+    deaf = nv.VAE(LinearVAE(eye, 0 * eye, eye, eye, logvar=0.0))  # no latent follows the input
+
+    class Unexplained(LinearWorld):
+        graph = None  # of the world, which would be drawn without circuits too
+
+    run = Run(deaf, Unexplained(), Folder(tmp_path), Settings(pairs=12, images=40), "deaf")
+    run.sections["model"], run.intervenes = {}, False
+    for step in (map_latents, relate_factors, extract_one, extract_all):
+        step(run)
+    assert all("no circuit" in line for line in run.sections["factor_circuits"])
+    assert not list((tmp_path / "figures").glob("*circuit*"))
 
 
 def one_latent() -> nv.VAE:

@@ -83,7 +83,8 @@ def extract_all(run: Run) -> None:
     for suffix in _FORMATS:
         run.folder.graph(f"factor_circuits.{suffix}", found.graph)
     run.folder.table("factor_circuits.csv", found.to_frame())
-    run.folder.figure("factor_circuits.png", plot_circuit(found.graph)[0])
+    if found.graph.number_of_edges():
+        run.folder.figure("factor_circuits.png", plot_circuit(found.graph)[0])
     run.sections["factor_circuits"] = str(found).splitlines()
 
 

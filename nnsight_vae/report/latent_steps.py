@@ -47,7 +47,11 @@ def describe(run: Run) -> None:
     }
     run.sections["settings"] = asdict(run.settings)
     run.sections["provenance"] = provenance(run.vae, None, run.readout)
-    run.verified = run.vae.verify(x[:16])
+    run.sections["model"] = {
+        "name": run.name,
+        "fingerprint": run.vae.fingerprint,
+        "verify": run.vae.verify(x[:16]),
+    }
 
 
 def map_latents(run: Run) -> None:
@@ -58,12 +62,9 @@ def map_latents(run: Run) -> None:
     run.folder.table("effects_latents.csv", found.effects.to_frame())
     run.folder.figure("latents.png", found.plot()[0])
     run.folder.effects("latents", found.effects)
-    run.sections["model"] = {
-        "name": run.name,
-        "fingerprint": run.vae.fingerprint,
+    run.sections["model"] |= {
         "latents": len(found.verdicts),
         "kl": None if found.kl is None else found.kl.round(4).tolist(),
-        "verify": run.verified,
     }
     run.sections["factor_map"] = {
         "verdicts": list(found.verdicts),

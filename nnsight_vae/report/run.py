@@ -47,7 +47,6 @@ class Run:
         factors: those whose units and circuits are sought.
         complete: whether every factor of the data can be read.
         intervenes: whether the data have an SCM.
-        verified: difference of the wrapper from the model.
         mapping: which latents carry which factor.
         model_graph: the model's own graph over the factors.
 
@@ -56,7 +55,6 @@ class Run:
         ReadoutError: no factor of the dataset can be read reliably.
     """
 
-    verified: float
     mapping: FactorMap
     model_graph: nx.DiGraph
 

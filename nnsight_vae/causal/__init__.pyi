@@ -14,6 +14,7 @@ from .graphs import compare as compare
 from .interchange_result import InterchangeAccuracy as InterchangeAccuracy
 from .mapping import map_factors as map_factors
 from .model_graph import factor_graph as factor_graph
-from .rotation import Rotation as Rotation, learn_rotation as learn_rotation
+from .rotation import learn_rotation as learn_rotation
+from .rotation_result import Rotation as Rotation
 from .scm import SCM as SCM, Mechanism as Mechanism
 from .unit_verdict import unit_verdicts as unit_verdicts

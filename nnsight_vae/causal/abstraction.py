@@ -12,7 +12,7 @@ from nnsight_vae.arguments import require, require_readout
 from nnsight_vae.causal.carriers import Carrier, Swaps, UnitSet, others, shared
 from nnsight_vae.causal.interchange_result import InterchangeAccuracy, InterchangeRow
 from nnsight_vae.causal.mapping import FactorMap
-from nnsight_vae.causal.rotation import Rotation
+from nnsight_vae.causal.rotation_result import Rotation
 from nnsight_vae.causal.swapped_worlds import true_change
 from nnsight_vae.datasets.base import Batch, Dataset
 from nnsight_vae.engine import baseline, run_interventions

@@ -77,3 +77,14 @@ def test_effects_are_in_the_unit_of_their_readout():
 def test_what_rounds_to_0_has_no_sign():
     rows = str(make([[1.0], [-0.0001], [0.0001]], sd=0.0)).splitlines()[2:]
     assert [row.split()[2] for row in rows] == ["+1.00", "0.00", "0.00"]
+
+
+def test_relative_effects_and_trends_do_not_claim_the_unit_of_their_readout():
+    record = {"unit": "factor sd"}
+    runs = [np.full((1, 12), 1.0 + i) for i in range(4)]
+    asked = {"targets": ("angle",), "mediator": "fc[0]", "provenance": record}
+    assert nv.Mediation.from_runs(*runs, **asked).te.provenance["unit"] == "factor sd"
+    assert nv.Mediation.from_runs(*runs, scale="relative", **asked).te.provenance["unit"] == "shares of Y(base)"
+    response = nv.DoseResponse(np.ones((1, 3, 12)), ("fc[0]",), np.arange(3.0), "angle", provenance=record)
+    assert "unit" not in response.trend.provenance
+    assert response.steps.provenance["unit"] == "factor sd"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,7 +109,9 @@ class DoseResponse:
         found["monotonicity"] = trends.monotonicity(self.values, 0.0 if self.rounding is None else self.rounding)
         if len(x) > 2:
             found["curvature"] = trends.polynomial(self.values, x, 2)
-        return self._effects(np.stack(list(found.values()), axis=1), tuple(found), f"trend with {self.factor}")
+        trend = self._effects(np.stack(list(found.values()), axis=1), tuple(found), f"trend with {self.factor}")
+        # Each target is in a unit of its own.
+        return replace(trend, provenance={key: value for key, value in self.provenance.items() if key != "unit"})
 
     @cached_property
     def steps(self) -> Effects:

@@ -136,7 +136,7 @@ class Mediation:
         runs = {"base": base, "source": source, "noised": noised, "denoised": denoised} | held
         found = quantities(runs, resolution)
         unit = divisor(base, scale, targets)
-        record = (provenance or {}) | {"scale": scale}
+        record = (provenance or {}) | {"scale": scale} | ({"unit": "shares of Y(base)"} if scale == "relative" else {})
         names = (mediator,), tuple(targets)
 
         def effects(name: str, values: np.ndarray) -> Effects:

@@ -9,7 +9,9 @@ readout = data.readout()["angle"]
 
 circuit = nv.extract_circuit(vae, pairs, readout)
 print(circuit)
-print(nv.circuits.faithfulness(vae, circuit, pairs, readout))
+others = data.pairs("angle", n=48, seed=1)  # not those it was found on
+scores = nv.score_edges(vae, others, readout)
+print(nv.circuits.faithfulness(vae, circuit, others, readout, scores=scores, baselines=("weight", "random")))
 for suffix in ("json", "graphml", "html"):
     nv.export(circuit, f"angle.{suffix}")
 print(nv.read_circuit("angle.json"))

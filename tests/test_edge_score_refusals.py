@@ -151,10 +151,16 @@ class Broken:
         return torch.sqrt(reconstruction[:, :1] - 0.45)
 
 
-def test_a_readout_that_is_not_finite_is_refused_with_the_edge(wired) -> None:
+@pytest.mark.parametrize(
+    "options", [{"method": "exact", "direction": "denoising"}, {"method": "eap"}, {"method": "weight"}]
+)
+def test_a_readout_that_is_not_finite_is_refused_with_the_pair(wired, options: dict) -> None:
     vae, pairs, _ = wired
-    with pytest.raises(ReadoutError, match=r"'broken' is NaN or infinite when '.*' -> '.*' is scored on pair \d+"):
-        score_edges(vae, pairs, Broken(), method="exact", direction="denoising")
+    with torch.no_grad():
+        totals = [Broken()(vae(x)) for x in (pairs.source, pairs.base)]
+    pair = int((~torch.isfinite(totals[0] - totals[1])).flatten().nonzero()[0])
+    with pytest.raises(ReadoutError, match=rf"'broken' is NaN or infinite in a clean run of pair {pair} "):
+        score_edges(vae, pairs, Broken(), **options)
 
 
 class RootAtZero:
@@ -173,7 +179,10 @@ def test_a_gradient_that_is_not_finite_is_told_from_a_readout_that_is_not(wired)
     vae, pairs, _ = wired
     with torch.no_grad():
         readout = RootAtZero(vae(pairs.base))
-    with pytest.raises(ReadoutError, match=r"has no finite gradient there .*: method='exact' needs none"):
+    with pytest.raises(
+        ReadoutError,
+        match=r"when '.*' -> '.*' is scored on pair .*has no finite gradient there .*: method='exact' needs none",
+    ):
         score_edges(vae, pairs, readout, method="eap")
     with pytest.raises(ReadoutError, match="read something that stays finite"):
         score_edges(vae, pairs, Broken(), method="exact", direction="denoising")

@@ -49,7 +49,8 @@ def extract_one(run: Run) -> None:
     target = run.data.readout([factor])
     try:
         circuit = extract_circuit(run.vae, run.pairs(factor), target)
-        scores = faithfulness(run.vae, circuit, run.pairs(factor), target)
+        others = run.data.pairs(factor, run.settings.pairs, seed=run.settings.seed + 1)  # not those it was found on
+        scores = faithfulness(run.vae, circuit, others, target)
     except CircuitError as error:
         run.summary.cautions.append(f"no circuit was drawn: {error}")
         return

@@ -187,6 +187,13 @@ def _advancing(progress: Callable[[int, int], None] | None, total: int) -> Itera
 
 
 def _refuse_nonfinite(scores: EdgeScores) -> None:
+    unknown = np.argwhere(~np.isfinite(scores.total))
+    if len(unknown):
+        target, pair = unknown[0]
+        raise ReadoutError(
+            f"readout target {scores.readouts[target]!r} is NaN or infinite in a clean run of pair {pair} ({len(unknown)} of "
+            f"{scores.total.size} total effects are); read something that stays finite."
+        )
     bad = np.argwhere(~np.isfinite(scores.values))
     if not len(bad):
         return
@@ -194,7 +201,7 @@ def _refuse_nonfinite(scores: EdgeScores) -> None:
     gradients = scores.method not in ("exact", *BASELINES)
     remedy = (
         "the readout, or a module on the way, has no finite gradient there (a root or a norm at 0): method='exact' needs none"
-        if gradients and np.isfinite(scores.total).all()
+        if gradients
         else "read something that stays finite"
     )
     raise ReadoutError(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -47,6 +50,25 @@ def test_a_residual_block_is_read_beside_what_it_adds_to() -> None:
         "latent.z[1]",
     ]  # the units that make logvar reach nothing
     assert wiring.columns[4].owners.tolist() == [0, 1, -1, -1]
+
+
+def test_cuts_between_columns_are_found_once_a_wiring_and_those_at_the_ends_for_each_factor_and_readout() -> None:
+    vae, pairs = pairs_for(MODELS["Residual"])
+    wiring = Wiring.of(vae, pairs.base)
+    first, second = cuts_of(wiring, "f", ["r"]), cuts_of(wiring, "g", ["s", "t"])
+    assert all(one is other for one, other in zip(first[1:-1], second[1:-1], strict=True))
+    assert [(cuts[0].name, cuts[-1].name) for cuts in (first, second)] == [
+        ("factor:f -> input", "output -> readout:r"),
+        ("factor:g -> input", "output -> readouts"),
+    ]
+    assert len(second[-1]) == 2 * len(first[-1])
+    with torch.no_grad():
+        vae.module.out.weight[0].zero_()
+    assert cuts_of(Wiring.of(vae, pairs.base), "f", ["r"])[1] is not first[1]  # the weights are others
+    held = weakref.ref(first[1])
+    del first, second, wiring
+    gc.collect()
+    assert held() is None
 
 
 @pytest.mark.parametrize("model", [ConvVAE(), LayerNormVAE(), MLPVAE()], ids=lambda model: type(model).__name__)

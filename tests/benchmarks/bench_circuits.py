@@ -1,6 +1,6 @@
-"""Scoring every edge of a VAE: exact patching against the ways people write it by hand, gradients against exact patching, memory.
+"""Scoring every edge of a VAE: exact patching against the ways people write it by hand, gradients against exact patching, screening, memory.
 
-    python tests/benchmarks/bench_circuits.py                # everything, or some of: speed agreement growth
+    python tests/benchmarks/bench_circuits.py                # everything, or some of: speed agreement screening growth
     python tests/benchmarks/bench_circuits.py 2500 64        # exact patching of that many edges on that many pairs, for its memory
 
 Ratios are of times measured in one process. What is written by hand is measured on a few edges a cut, spread evenly, and scaled to
@@ -26,14 +26,15 @@ from torch.nn.functional import avg_pool2d
 import nnsight_vae as nv
 from nnsight_vae.circuits import score_edges
 from nnsight_vae.circuits.scoring.edges import EdgeScores
+from nnsight_vae.circuits.selection.screening import Screen
 from nnsight_vae.circuits.wiring.contributions import apply
 from nnsight_vae.circuits.wiring.cuts import Block, Cut, cuts_of
 from nnsight_vae.circuits.wiring.pair_run import PairRun, pair_runs
 from nnsight_vae.circuits.wiring.wiring import Wiring
 from nnsight_vae.engine import CHUNK_BYTES
 from nnsight_vae.models import ConvVAE, train
-from nnsight_vae.models.objectives import Objective
 from nnsight_vae.models.labels import Labels
+from nnsight_vae.models.objectives import Objective
 from nnsight_vae.pairs import Pairs
 from nnsight_vae.readouts import Region
 
@@ -48,9 +49,13 @@ METHODS: dict[str, dict] = {
     "eap-ig, 4 nodes": {"method": "eap-ig", "nodes": 4},
     "eap, base": {"method": "eap"},
     "eap, average": {"method": "eap", "at": "average"},
+    "eap-act, average": {"method": "eap-act", "at": "average"},
     "weight": {"method": "weight"},
     "correlation": {"method": "correlation"},
 }
+
+
+SCREENERS = ("eap, average", "ig, 3 nodes", "eap-act, average")
 
 
 class Centroid:
@@ -220,6 +225,40 @@ def agreement(scores: EdgeScores, exact: EdgeScores, k: int = 100) -> str:
     )
 
 
+# ---------------------------------------------------------------------- screening
+def bench_screening(model: nn.Module, k: int = 100) -> None:
+    """Screen, then verify by patching both ways: seconds against those of patching every edge both ways, and what of its top k is verified."""
+    vae = nv.VAE(model, example=torch.zeros(1, *SHAPE))
+    patching: dict = {"method": "exact", "direction": "both"}
+    for name, quantiles in QUANTILES.items():
+        pairs, scored = moved(*quantiles), list[EdgeScores]()
+        whole = [
+            seconds(lambda pairs=pairs: scored.append(score_edges(vae, pairs, READ, **patching))) for _ in range(ROUNDS)
+        ]
+        exact, took = scored[0], statistics.median(whole)
+        top = set(np.argsort(-np.abs(exact.mean()[:, 0]))[:k].tolist())
+        print(
+            f"\nx moved by {name}: patching {len(exact):,} edges both ways {took:.2f} s; load {os.getloadavg()[0]:.1f}"
+        )
+        for method in SCREENERS:
+            for screen in (Screen(0.075, sample=20), Screen(0.1, sample=60), Screen()):
+                chosen: list[np.ndarray] = []
+
+                def screened(method=method, screen=screen, chosen=chosen, pairs=pairs) -> None:
+                    scores = score_edges(vae, pairs, READ, **METHODS[method])
+                    chosen[:] = screen.chosen(scores, seed=0)
+                    edges = [(scores.sources[i], scores.targets[i]) for i in np.concatenate(chosen)]
+                    score_edges(vae, pairs, READ, **patching, edges=edges)
+
+                spent = statistics.median(seconds(screened) for _ in range(ROUNDS))
+                recall = len(top & set(chosen[0].tolist())) / k
+                print(
+                    f"  {method:<18}share {screen.share:.3f} and {len(chosen[1]):>3} at random {spent:>6.2f} s "
+                    f"{took / spent:>5.1f}x  of the top {k} {recall:.2f}",
+                    flush=True,
+                )
+
+
 # ---------------------------------------------------------------------- memory and time
 def grow(n_edges: int, pairs: int) -> None:
     """Print seconds of exact patching of some edges, and the MiB by which it raises the peak; each in a process of its own."""
@@ -262,12 +301,14 @@ def main(wanted: list[str]) -> None:
     if wanted and wanted[0].isdigit():
         grow(int(wanted[0]), int(wanted[1]))
         return
-    if not wanted or {"speed", "agreement"} & set(wanted):
+    if not wanted or {"speed", "agreement", "screening"} & set(wanted):
         model = trained()
         if not wanted or "speed" in wanted:
             bench_speed(model)
         if not wanted or "agreement" in wanted:
             bench_agreement(model)
+        if not wanted or "screening" in wanted:
+            bench_screening(model)
     if not wanted or "growth" in wanted:
         bench_growth()
 

@@ -345,6 +345,32 @@ def test_the_input_shape_is_inferred_or_asked_for():
         nv.adapt(model, packed=True, example=torch.zeros(2, 1, 16, 16))
 
 
+def test_of_the_sizes_a_model_runs_the_one_it_gives_back_is_its_own():
+    class Pooling(nn.Module):
+        """Runs images of any size, and makes images of 32 pixels a side."""
+
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head, self.out = nn.Conv2d(1, 2, 3), nn.Linear(2, 4), nn.Linear(2, 32 * 32)
+
+        def encode(self, x):
+            return self.head(self.conv(x).mean((2, 3))).chunk(2, 1)
+
+        def decode(self, z):
+            return self.out(z).view(-1, 1, 32, 32)
+
+    assert nv.VAE(seeded(Pooling())).sites["input"].shape == (1, 32, 32)
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_a_scale_where_a_log_variance_belongs_is_warned_of_when_it_is_wrapped(mode):
+    model = seeded(ConvVAE())
+    encode = model.encode
+    model.encode = lambda x: (encode(x)[0], encode(x)[1].exp())
+    with mode(), pytest.warns(nv.NnsightVaeWarning, match="by position s is read as the log variance"):
+        nv.VAE(model)
+
+
 def test_features_read_by_two_heads_need_no_encode_method():
     class Heads(nn.Module):
         def __init__(self):

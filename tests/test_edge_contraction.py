@@ -21,6 +21,7 @@ LAYERS = [
     nn.Conv3d(2, 3, 2),
     nn.ConvTranspose1d(4, 6, 3, stride=2, groups=2),
     nn.ConvTranspose2d(4, 6, 4, stride=2, padding=1, output_padding=1),
+    nn.ConvTranspose2d(2, 3, 2, dilation=2, output_padding=1),  # room for one position more than there is
     nn.ConvTranspose3d(2, 3, 2),
 ]
 

@@ -83,3 +83,25 @@ def test_what_does_not_depend_on_the_path_has_gradient_0() -> None:
     constant = averaged(start, change, lambda p: torch.ones(len(p[0]), 1), gauss_legendre(2), torch.zeros(1, 2))
     assert not constant.means[0][0].any()
     assert not constant.gap.any()
+
+
+def test_an_average_is_what_its_formula_says_for_changes_of_either_sign_and_any_memory_order() -> None:
+    generator = torch.Generator().manual_seed(0)
+    nodes, n, weights = 3, 4, (0.2, 0.5, 0.3)
+    changes = [torch.randn(n, 2, 3, 3, generator=generator), torch.randn(n, 5, generator=generator)]
+    gradients = [torch.randn(nodes, *change.shape, generator=generator) for change in changes]
+    total = torch.randn(1, n, generator=generator)
+    average = PathAverage([changes[0].to(memory_format=torch.channels_last), changes[1]], 1)
+    average.add(weights[:2], 0, [gradient[:2] for gradient in gradients])
+    average.add(weights[2:], 0, [gradient[2:] for gradient in gradients])
+    means, gap = average.calibrated(total)
+    w, known = torch.tensor(weights, dtype=torch.float64)[:, None], total[0].double()
+    a = sum((g * d).double().flatten(2).sum(2) for g, d in zip(gradients, changes, strict=True))
+    first, second = (w * a).sum(0), (w * a * a).sum(0)
+    tilt = (known - first) / second
+    most = second.rsqrt()  # so that weights change by no more than 100 % in the root mean square
+    tilted = w * (1 + tilt.clamp(-most, most) * a)
+    torch.testing.assert_close(gap[0], first - known)
+    for mean, gradient in zip(means[0], gradients, strict=True):
+        by = tilted.view(nodes, n, *[1] * (gradient.ndim - 2))
+        torch.testing.assert_close(mean, (by * gradient).sum(0).float(), rtol=1e-5, atol=1e-5)

@@ -45,7 +45,8 @@ def test_rows_that_enter_one_run_at_different_places_get_what_they_would_in_runs
             return Entry(start_for(vae, clean.x, paths[0]), values)
 
         *single, late, latest = PLACES[name]
-        entries = [entry(1 + i % 2, path) for i, path in enumerate(single)] + [entry(1, late, latest), entry(2, latest)]
+        entries = [entry(1, single[0], latest), *(entry(1 + i % 2, path) for i, path in enumerate(single))]
+        entries += [entry(1, late, latest), entry(2, latest)]
         together = run_entries(clean, entries, flat).split([entry.rows for entry in entries])
         for entered, rows in zip(entries, together, strict=True):
             writes = {path: lambda _, value=value: value for path, value in entered.values.items()}

@@ -1,4 +1,4 @@
-"""Warnings about results that are computed as asked and yet mislead: each says why, and what to do instead."""
+"""Results that would be computed as asked and yet mislead: each is warned of, or refused, with why and what to do instead."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from nnsight_vae.errors import NnsightVaeWarning
+from nnsight_vae.errors import DataError, NnsightVaeWarning
 from nnsight_vae.readouts import Readout
 from nnsight_vae.stats.clusters import Design
 from nnsight_vae.stats.significance import holm
@@ -22,6 +22,19 @@ _CLEAR = 0.05  # family-wise level at which an effect counts as clear
 _FLAT = 1e-4  # gradient at the base beside the gradient at the source; rounding alone gives about 1e-7
 
 _Ids = Shaped[np.ndarray, " pair"] | None
+
+
+def require_gradients() -> None:
+    """Refuse inference mode, in which every gradient would silently be 0.
+
+    Raises:
+        DataError: it is on.
+    """
+    if torch.is_inference_mode_enabled():
+        raise DataError(
+            "this takes gradients, and torch.inference_mode() makes every one of them 0; call it outside "
+            "(torch.no_grad() is no obstacle)."
+        )
 
 
 def warn_if_few(design: Design, *, stacklevel: int = 3) -> None:

@@ -251,6 +251,7 @@ def test_bad_input_is_refused():
         ({"apple": "nowhere"}, nv.SiteError, "is not a site"),
         ({"apple": ["latent.z[0]", "latent.z[0:2]"]}, nv.InterventionError, "both name"),
         ({"apple": True}, nv.DataError, "asks for True"),
+        ("latent.z[0]", nv.DataError, "got a str where a mapping belongs"),
     ):
         with pytest.raises(error, match=match):
             accuracy(model, mapping)

@@ -14,7 +14,7 @@ from wired import WiredVAE, wired, wired_pairs
 
 import nnsight_vae as nv
 from nnsight_vae.circuits import score_edges
-from nnsight_vae.errors import CircuitError, NnsightVaeWarning, ReadoutError
+from nnsight_vae.errors import CircuitError, DataError, NnsightVaeWarning, ReadoutError
 from nnsight_vae.pairs import Pairs
 from nnsight_vae.readouts import Pixels
 
@@ -186,3 +186,12 @@ def test_a_gradient_that_is_not_finite_is_told_from_a_readout_that_is_not(wired)
         score_edges(vae, pairs, readout, method="eap")
     with pytest.raises(ReadoutError, match="read something that stays finite"):
         score_edges(vae, pairs, Broken(), method="exact", direction="denoising")
+
+
+@pytest.mark.parametrize("method", ["ig", "eap", "eap-act", "eap-ig"])
+def test_inference_mode_in_which_gradients_are_0_is_refused(wired, method: str) -> None:
+    expected = score_edges(*wired, method="exact").values
+    with torch.inference_mode():
+        with pytest.raises(DataError, match="inference_mode"):
+            score_edges(*wired, method=method)
+        np.testing.assert_array_equal(score_edges(*wired, method="exact").values, expected)

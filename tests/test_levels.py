@@ -17,7 +17,7 @@ import nnsight_vae as nv
 from nnsight_vae.levels.units import default_sites
 
 
-def setup(seed: int = 0, n: int = 12):
+def linear_case(seed: int = 0, n: int = 12):
     model = random_linear_vae(seed)
     generator = torch.Generator().manual_seed(seed + 100)
     base, source = (torch.randn(n, 6, generator=generator, dtype=torch.double) for _ in range(2))
@@ -29,7 +29,7 @@ def setup(seed: int = 0, n: int = 12):
 @given(st.integers(0, 10_000))
 @settings(max_examples=15, deadline=None)
 def test_every_level_equals_its_closed_form_on_a_linear_vae(seed):
-    vae, pairs, read, (a1, a2, b1, b2) = setup(seed)
+    vae, pairs, read, (a1, a2, b1, b2) = linear_case(seed)
     delta = pairs.source - pairs.base
     onto_readout = {"enc": read.c @ b2 @ b1 @ a2, "latent.z": read.c @ b2 @ b1, "dec": read.c @ b2}
     changes = {"enc": delta @ a1.T, "latent.z": delta @ (a2 @ a1).T, "dec": delta @ (b1 @ a2 @ a1).T}
@@ -111,7 +111,7 @@ def test_permuting_pairs_permutes_results(world):
 
 
 def test_patching_of_crossed_pairs_is_clustered_by_base_and_by_source():
-    vae, pairs, read, _ = setup()
+    vae, pairs, read, _ = linear_case()
     crossed = nv.Pairs.crossed(pairs.base[:4], pairs.source[:3])
     both = nv.patch_activations(vae, crossed, ["latent.z"], readout=read)
     ablated = nv.patch_activations(vae, crossed, ["latent.z"], readout=read, ablation="zero", direction="noising")
@@ -121,7 +121,7 @@ def test_patching_of_crossed_pairs_is_clustered_by_base_and_by_source():
 
 
 def test_a_dead_unit_has_no_effect():
-    vae, pairs, read, _ = setup()
+    vae, pairs, read, _ = linear_case()
     with torch.no_grad():
         vae.module.enc.weight[2] = 0
     effects = nv.patch_activations(vae, pairs, ["enc"], readout=read)
@@ -178,7 +178,7 @@ def test_default_sites_of_a_conv_vae_are_its_layers_with_channels_as_units():
     ],
 )
 def test_bad_input_is_refused(call, error, message):
-    vae, pairs, read, _ = setup()
+    vae, pairs, read, _ = linear_case()
     with pytest.raises(error, match=message):
         call(vae, pairs, read)
 

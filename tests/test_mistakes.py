@@ -114,6 +114,8 @@ MISTAKES = {
     "mediators that overlap": (lambda v: nv.mediate(v, PAIRS, ["latent.z", "latent.z[0]"], readout=TOP), nv.InterventionError, "both name"),
     "percent for quantiles": (lambda v: perturb(v, quantiles=(5, 95)), nv.InterventionError, "between 0 and 1"),
     "a layer for a latent": (lambda v: perturb(v, units="enc.1"), nv.InterventionError, r"acts on latent\.z, got enc\.1\[0\];"),
+    "activity of a model": (lambda v: nv.metrics.activity(v.module, X), nv.AdapterError, r"wrap it first: vae = nv\.VAE"),
+    "pictures of a model": (lambda v: nv.circuits.thumbnails(v.module, X), nv.AdapterError, r"wrap it first: vae = nv\.VAE"),
     "a number for an intervention": (lambda v: nv.intervene(v, X, {"latent.z": 0}), nv.InterventionError, r"such as nv\.Set\(2\.0\), got int"),
     "values of other rows": (
         lambda v: nv.intervene(v, X, {"latent.z": nv.Set(torch.zeros(5, 3))}), nv.InterventionError, "does not fit latent.z",

@@ -195,6 +195,8 @@ def test_factor_graph_tells_found_missed_extra_and_reversed_edges_apart_without_
     assert len({str(edges[name].get_linestyle()) for name in kinds}) == 4
     assert legend(axes) == ["found (1)", "missed (2)", "extra (1)", "reversed (1)"]
     assert "\N{MINUS SIGN}0.50" in texts(axes)
+    guess.edges["light", "angle"].update(effect=-0.03, size=0.7, ci_low=0.6, ci_high=0.81)
+    assert "0.70 [0.60, 0.81]" in texts(plots.plot_factor_graph(guess, PENDULUM)[1])
     assert "SHD 4" in axes.get_title(loc="left")
 
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from nnsight_vae.attribution.baselines import Baseline, resolve_baseline
 from nnsight_vae.attribution.forward import CaptumForward, Explained, Origin, captum_forward
-from nnsight_vae.attribution.guards import require_gradients
 from nnsight_vae.attribution.targets import Targets, resolve_targets
 from nnsight_vae.errors import DataError, NnsightVaeWarning, PriorError
+from nnsight_vae.guards import require_gradients
 from nnsight_vae.interventions import Intervention
 from nnsight_vae.sites import Key
 from nnsight_vae.vae import VAE

@@ -6,12 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from nnsight_vae._nnsight import SLOTS
 from nnsight_vae.arguments import require
-from nnsight_vae.errors import DataError
 from nnsight_vae.vae import VAE
 
 
@@ -49,19 +47,6 @@ def guarded(vae: VAE, *tensors: Tensor) -> Iterator[None]:
                 tensor.requires_grad_(flag)
         for module, attributes, hooks in kept:
             _restore(module, attributes, hooks)
-
-
-def require_gradients() -> None:
-    """Refuse inference mode, in which every gradient would silently be 0.
-
-    Raises:
-        DataError: it is on.
-    """
-    if torch.is_inference_mode_enabled():
-        raise DataError(
-            "this attribution takes gradients, and torch.inference_mode() makes every one of them 0; call it outside "
-            "(torch.no_grad() is no obstacle)."
-        )
 
 
 def _hooks(module: nn.Module) -> dict[str, dict[Any, Any]]:

@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from nnsight_vae.attribution.base import VAEAttribution
-from nnsight_vae.attribution.guards import guarded, require_gradients
+from nnsight_vae.attribution.guards import guarded
 from nnsight_vae.attribution.passes import rows_per_pass
 from nnsight_vae.errors import NnsightVaeError
+from nnsight_vae.guards import require_gradients
 from nnsight_vae.interventions import Intervention
 from nnsight_vae.readouts import Readout
 from nnsight_vae.sites import Key, Selection

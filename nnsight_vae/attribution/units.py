@@ -12,11 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnsight_vae.arguments import require
-from nnsight_vae.attribution.guards import require_gradients
 from nnsight_vae.circuits.wiring.pair_run import read
 from nnsight_vae.circuits.wiring.quadrature import PathAverage, Rule, add_along, gauss_legendre
 from nnsight_vae.engine import checked_batch, example_chunks
 from nnsight_vae.errors import InterventionError, ReadoutError
+from nnsight_vae.guards import require_gradients
 from nnsight_vae.levels.units import Per, default_sites, experiments
 from nnsight_vae.pairs import Pairs
 from nnsight_vae.progress import progress_bar

@@ -115,8 +115,13 @@ def _carriers(vae: VAE, data: Dataset, mapping: Mapped) -> dict[str, Carrier | N
             factor: None if k is None else UnitSet((vae.sites.select(mapping.effects.units[k]),))
             for factor, k in mapping.assignment.items()
         }
-    else:
+    elif isinstance(mapping, Mapping):
         found = {factor: _unit_set(vae, units) for factor, units in mapping.items()}
+    else:
+        raise DataError(
+            f"got a {type(mapping).__name__} where a mapping belongs; expected map_factors(...), learn_rotation(...) or a dict such "
+            "as {'angle': 'latent.z[0]'}."
+        )
     if unknown := [factor for factor in found if factor not in data.factors]:
         raise DataError(f"{data.name} has no factors {unknown}; it has {', '.join(data.factors)}.")
     return found

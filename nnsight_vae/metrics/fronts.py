@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
+from nnsight_vae.arguments import require
 from nnsight_vae.engine import activations
 from nnsight_vae.errors import DataError
 from nnsight_vae.levels.latent_metrics import LatentRuns
@@ -47,6 +48,7 @@ def causal_effect_strength(
         >>> causal_effect_strength(np.ones((2, 7, 3))).values
         (1.0, 1.0)
     """
+    _refuse_unwrapped(data)
     if isinstance(data, VAE):
         return LatentRuns(data, _inputs(x), **options).effect_strength(form, seed)
     return causal.causal_effect_strength(data, form=form, seed=seed, **options)
@@ -76,6 +78,7 @@ def intervention_specificity(
         >>> round(intervention_specificity(np.ones((1, 3, 10))).values[0], 2)  # ten units move alike: 1 / ln 10
         0.43
     """
+    _refuse_unwrapped(data)
     if isinstance(data, VAE):
         return LatentRuns(data, _inputs(x), **options).specificity(form, seed)
     return causal.intervention_specificity(data, form=form, seed=seed, **options)
@@ -106,6 +109,7 @@ def circuit_modularity(
         >>> circuit_modularity(apart, form="normalised").value
         1.0
     """
+    _refuse_unwrapped(data)
     if isinstance(data, VAE):
         return LatentRuns(data, _inputs(x), **options).modularity(form, seed)
     return causal.circuit_modularity(data, form=form, seed=seed, **options)
@@ -135,6 +139,7 @@ def latent_response_matrix(
         >>> latent_response_matrix(np.array([[[3.0, 0.0]], [[0.0, 1.0]]])).values
         ((3.0, 0.0), (0.0, 1.0))
     """
+    _refuse_unwrapped(data)
     if not isinstance(data, VAE):
         return latent_response.latent_response_matrix(data, form=form, seed=seed, **options)
     changes, base = latent_responses(data, _inputs(x), seed=seed, **options)
@@ -160,12 +165,18 @@ def activity(data: VAE | np.ndarray, x: Tensor | np.ndarray | None = None, **opt
         >>> print(activity(np.array([[2.0, 0.0], [-2.0, 0.0]]), np.zeros((2, 2))).active_units)
         active units (variance > 0.01): 1 [1, 1]; of 2 latents
     """
+    _refuse_unwrapped(data)
     if not isinstance(data, VAE):
         return latent_activity.activity(data, _inputs(x), **options)
     acts = activations(data, _inputs(x), ["latent.mu", "latent.logvar"])
     mu, logvar = (acts[name].double().cpu() for name in acts)
     nats = data.law(mu, logvar).kl().numpy()
     return latent_activity.activity(mu.numpy(), logvar.numpy(), kl=nats, **options)
+
+
+def _refuse_unwrapped(data: Any) -> None:
+    if isinstance(data, nn.Module):
+        require(data)
 
 
 def _inputs(x: Any) -> Any:

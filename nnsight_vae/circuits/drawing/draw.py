@@ -78,7 +78,7 @@ def plot_factor_graph(estimated: nx.DiGraph, truth: nx.DiGraph, *, kind: Kind | 
     """An estimated factor graph over the true one: found, missed, extra and reversed edges by dash and colour.
 
     As in `causal.compare`, a total-effect graph is drawn over the transitive closure of `truth`; the title says which.
-    The number on an estimated edge is its `effect` or `weight`.
+    On an estimated edge stand its `size` with its interval, which is what its test is about; or its `effect` or `weight`.
 
     Args:
         estimated: the model's graph, over the same factors as `truth`.
@@ -100,15 +100,15 @@ def plot_factor_graph(estimated: nx.DiGraph, truth: nx.DiGraph, *, kind: Kind | 
     for curve in drawing.curves:
         edge = (curve.source, curve.target)
         _curve(axes, curve, arrow=True, **looks[edge])
-        value = strength(estimated.edges[edge]) if edge in estimated.edges else None
-        if value is not None:
+        text = _size_of(estimated.edges[edge]) if edge in estimated.edges else None
+        if text is not None:
             x, y = _near_source(curve)
             backing = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none"}
             faint_text(
                 axes,
                 x,
                 y,
-                signed(value),
+                text,
                 ha="center",
                 va="center",
                 fontsize=7,
@@ -223,3 +223,11 @@ def _legend(axes: Axes, entries: Iterable[tuple[str, dict[str, Any]]]) -> None:
             labelcolor=INK,
             handlelength=3.4,
         )
+
+
+def _size_of(edge: Mapping[str, Any]) -> str | None:
+    """How large an edge of a factor graph is, in words; None where nothing says."""
+    if all(isinstance(edge.get(name), float) for name in ("size", "ci_low", "ci_high")):
+        return f"{edge['size']:.2f} [{edge['ci_low']:.2f}, {edge['ci_high']:.2f}]"
+    value = strength(edge)
+    return None if value is None else signed(value)

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
+from nnsight_vae.arguments import require
 from nnsight_vae.errors import CircuitError
 from nnsight_vae.runs import CleanRun, clean_run
 from nnsight_vae.sites import Site
@@ -41,6 +42,7 @@ def thumbnails(vae: VAE, x: Float[Tensor, "n *image"], *, nodes: Iterable[str] |
     Returns: node id -> image in [0, 1], at most 64 pixels high.
 
     Raises:
+        AdapterError: the model is not wrapped.
         DataError: x is not a finite float batch that this model can run.
         CircuitError: x is empty.
 
@@ -51,6 +53,7 @@ def thumbnails(vae: VAE, x: Float[Tensor, "n *image"], *, nodes: Iterable[str] |
         >>> {name: picture.shape for name, picture in pictures.items()}
         {'factor': (8, 8, 3), 'readout': (8, 8, 3), 'input[0]': (8, 8, 3), 'latent.z[0]': (8, 40, 3)}
     """
+    require(vae)
     x = vae.checked(x)
     if not len(x):
         raise CircuitError("x holds no inputs; thumbnails need at least one.")

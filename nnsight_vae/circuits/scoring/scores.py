@@ -43,7 +43,7 @@ from nnsight_vae.circuits.wiring.partial import edge_positions, kept_of
 from nnsight_vae.circuits.wiring.wiring import Wiring
 from nnsight_vae.engine import checked_batch
 from nnsight_vae.errors import CircuitError, ReadoutError
-from nnsight_vae.guards import warn_if_directions_oppose, warn_if_effects_cancel
+from nnsight_vae.guards import require_gradients, warn_if_directions_oppose, warn_if_effects_cancel
 from nnsight_vae.pairs import Pairs
 from nnsight_vae.progress import progress_bar
 from nnsight_vae.provenance import provenance
@@ -85,7 +85,7 @@ def score_edges(
         CircuitError: no layers to score, an option is unknown or an edge is none of the model's; before any scoring.
         ReadoutError: the readout returns the wrong shape or what is not finite, or its gradient is 0 wherever `method` looks
             though it changes.
-        DataError: the model cannot run the pairs.
+        DataError: the model cannot run the pairs; or inference mode is on, and the method takes gradients.
 
     Warns:
         NnsightVaeWarning: the readout's gradient is 0 in some of the pairs that change it; or effects of opposite pairs cancel, in
@@ -108,6 +108,8 @@ def score_edges(
     """
     scoring = Scoring(method, nodes, direction, at, seed)
     require(vae, pairs, readout)
+    if scoring.by_gradient:
+        require_gradients()
     base, eps = checked_batch(vae, pairs.base, pairs.eps)
     wiring = Wiring.of(vae, base, eps, reading.reads(readout))
     cuts = cuts_of(wiring, pairs.factor or "intervention", readout.names)

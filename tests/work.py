@@ -33,16 +33,14 @@ class Work(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         name = func.overloadpacket.__name__
-        if name == "flip" and (part := self.weights.get(args[0].untyped_storage().data_ptr())):
-            flipped = func(
-                *args, **(kwargs or {})
-            )  # a part of a transposed convolution's weight, on its way into a convolution
-            self.weights[flipped.untyped_storage().data_ptr()] = part
-            self.copies.append(flipped)
-            return flipped
-        if name == "copy_" and (part := self.weights.get(args[1].untyped_storage().data_ptr())):
-            # a whole transposed convolution's weight, on its way into an ordinary one
-            memory = args[0].untyped_storage()
+        if name in ("flip", "index") and (part := self.weights.get(args[0].untyped_storage().data_ptr())):
+            # a part of a transposed convolution's weight, or all its taps, on the way into an ordinary convolution
+            taken = func(*args, **(kwargs or {}))
+            self.weights[taken.untyped_storage().data_ptr()] = part
+            self.copies.append(taken)
+            return taken
+        if name == "index_put_" and (part := self.weights.get(args[2].untyped_storage().data_ptr())):
+            memory = args[0].untyped_storage()  # all its taps, laid out as the weight of an ordinary convolution
             self.weights[memory.data_ptr()] = (part[0], memory.nbytes() // args[0].element_size())
             self.copies.append(args[0])
         if name in ("convolution", "mm", "addmm", "bmm", "linear"):

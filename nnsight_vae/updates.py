@@ -19,7 +19,7 @@ Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 LinearLayer = nn.Linear | Convolution | Transposed
 
-_CONVOLVE: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+CONVOLVE: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 def ports(layer: LinearLayer) -> int:
@@ -104,7 +104,7 @@ def response(
     """
     if isinstance(layer, nn.Linear):
         return F.linear(delta.movedim(1, -1), weight)
-    convolve = _CONVOLVE[delta.ndim - 2]
+    convolve = CONVOLVE[delta.ndim - 2]
     if isinstance(layer, Transposed):
         kernel = weight.transpose(0, 1).flip(*range(2, weight.ndim))
         return convolve(laid(_spread(layer, delta, size)), kernel, dilation=layer.dilation)

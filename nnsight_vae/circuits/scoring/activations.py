@@ -22,13 +22,14 @@ from torch import Tensor
 
 from nnsight_vae.circuits.scoring.gradients import at_inputs
 from nnsight_vae.circuits.wiring.contraction import ByTarget, contracted
-from nnsight_vae.circuits.wiring.contributions import Linear, apply, apply_to_ports, port_axis
+from nnsight_vae.circuits.wiring.contributions import Linear, Transposed, apply, apply_to_ports, port_axis
 from nnsight_vae.circuits.wiring.cuts import Block, Cut
 from nnsight_vae.circuits.wiring.local_maps import LocalMap, Part
 from nnsight_vae.circuits.wiring.nodes import Route
 from nnsight_vae.circuits.wiring.pair_run import PairRun
 from nnsight_vae.engine import CHUNK_BYTES
 from nnsight_vae.readouts import Readout
+from nnsight_vae.updates import CONVOLVE
 
 
 def at_activations(
@@ -60,6 +61,10 @@ def _pulled_back(layer: Linear | None, gradient: Tensor, taken: Tensor) -> Tenso
     """The gradient in what a column takes in, from that in what it gives."""
     if layer is None:
         return gradient
+    if isinstance(layer, Transposed):  # the gradient of a transposed convolution is the ordinary one
+        return CONVOLVE[gradient.ndim - 2](
+            gradient, layer.weight.detach(), None, layer.stride, layer.padding, layer.dilation, layer.groups
+        )
     with torch.enable_grad():
         a = torch.zeros_like(taken).requires_grad_()
         (pulled,) = torch.autograd.grad((apply(layer, a) * gradient).sum(), a)

@@ -110,7 +110,7 @@ def _node_means(
     return (sums_by(owners, units, n_nodes) / counts_by(owners, n_nodes).clamp(min=1).to(units)[:, None]).T
 
 
-def _standardised(runs: Sequence[Sequence[Float[Tensor, "run node"]]]) -> Sequence[Float[Tensor, "run node"]]:
+def _standardised(runs: Sequence[Sequence[Float[Tensor, "_run _node"]]]) -> Sequence[Float[Tensor, "_run _node"]]:
     """Each column of some chunks of runs, centred and of length 1; all 0 where it does not vary beyond rounding."""
     activity = torch.cat([torch.cat(list(columns), dim=1) for columns in runs])
     centred = activity - activity.mean(0)

@@ -46,7 +46,8 @@ _HALVES = {
     "average": ("base", "source"),
     "act at average": ("act at base", "act at source"),
 }
-FEW = 64  # edges of a cut up to which `eap-act` patches them: each carries much, too far from linear, and they take little time
+FEW = 4  # edges of a cut up to which `eap-act` patches them, or one in `SHARE` of all edges: each carries much, too far from linear
+SHARE = 250
 _RULES: dict[str, Rule] = {"base": ((0.0, 1.0),), "source": ((1.0, 1.0),)}
 
 
@@ -195,11 +196,11 @@ def _activated(
     Where that is no trouble edges are patched: those of cuts that have few, and those into the readout, which run nothing.
     """
     sign, receiver = (-1, run.reversed()) if denoise else (1, run)
-    last = len(cuts) - 1
+    last, few = len(cuts) - 1, max(FEW, sum(map(len, cuts)) // SHARE)
     for i, (values, there) in zip(reversed(range(len(cuts))), at_activations(receiver, readout, cuts), strict=True):
         if flat is not None and i == last:
             flat.add("act at source" if denoise else "act at base", run, [of_target[0] for of_target in there])
-        if i == last or len(cuts[i]) <= FEW:
+        if i == last or len(cuts[i]) <= few:
             values = patched(receiver, cuts[i], readout, wanted[i], advance)
         else:
             values = values[torch.as_tensor(wanted[i], device=values.device)]

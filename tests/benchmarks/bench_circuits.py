@@ -14,11 +14,11 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from measuring import resident, seconds
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
@@ -68,12 +68,6 @@ class Centroid:
 
 
 READ = Centroid()
-
-
-def seconds(function: Callable[[], object]) -> float:
-    start = time.thread_time()
-    function()
-    return time.thread_time() - start
 
 
 def trained() -> nn.Module:
@@ -241,7 +235,7 @@ def bench_screening(model: nn.Module, k: int = 100) -> None:
             f"\nx moved by {name}: patching {len(exact):,} edges both ways {took:.2f} s; load {os.getloadavg()[0]:.1f}"
         )
         for method in SCREENERS:
-            for screen in (Screen(0.075, sample=20), Screen(0.1, sample=60), Screen()):
+            for screen in (Screen(0.065, sample=20), Screen(0.1, sample=60), Screen()):
                 chosen: list[np.ndarray] = []
 
                 def screened(method=method, screen=screen, chosen=chosen, pairs=pairs) -> None:
@@ -276,12 +270,6 @@ def grow(n_edges: int, pairs: int) -> None:
     before, start = resident("VmRSS"), time.thread_time()
     score_edges(vae, data, read, method="exact", direction="both", edges=chosen)
     print(time.thread_time() - start, resident("VmHWM") - before, resident("VmHWM"), len(ends))
-
-
-def resident(line: str) -> float:
-    """MiB of this process: now (VmRSS), or the most there was (VmHWM). Linux only."""
-    (found,) = (text for text in Path("/proc/self/status").read_text().splitlines() if text.startswith(line))
-    return int(found.split()[1]) / 2**10
 
 
 def bench_growth() -> None:

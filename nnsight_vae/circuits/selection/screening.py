@@ -28,7 +28,7 @@ class Screen:
     Attributes:
         share: in (0, 1]; of all edges, those verified.
         then: selects among the verified edges and the sample; edges that were never patched count as tested without success.
-        sample: number of other edges patched.
+        sample: number of other edges patched; more of them bound more tightly, and in models of a few thousand edges are much of the time.
         confidence: of each bound.
 
     Raises:

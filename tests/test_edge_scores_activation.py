@@ -50,6 +50,52 @@ def nothing_patched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(methods, "SHARE", 10**9)
 
 
+class TokenVAE(nn.Module):
+    """Linear layers over the last of three axes."""
+
+    image = (3, 5)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.mix, self.heads = nn.Linear(5, 7), nn.Linear(7, 6), nn.Linear(18, 8)
+        self.grow, self.out = nn.Linear(4, 18), nn.Linear(6, 5)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.heads(self.mix(self.embed(x).relu()).tanh().flatten(1)).chunk(2, 1)
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.out(self.grow(z).relu().unflatten(1, (3, 6))).sigmoid()
+
+
+class ParallelVAE(nn.Module):
+    """Two layers side by side read one column and are read by a layer each; one of the ways, if asked, goes through norms."""
+
+    image = (6,)
+
+    def __init__(self, norm: bool) -> None:
+        super().__init__()
+        self.first, self.left, self.right = nn.Linear(6, 5), nn.Linear(5, 4), nn.Linear(5, 4)
+        self.norms = nn.ModuleList([nn.LayerNorm(n) if norm else nn.Identity() for n in (5, 4)])
+        self.from_left, self.from_right, self.spread = nn.Linear(4, 2), nn.Linear(4, 2), nn.Linear(5, 2)
+        self.out = nn.Linear(2, 6)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.first(x)
+        left, right = self.left(h.relu()).tanh(), self.norms[1](self.right(self.norms[0](h).tanh())).relu()
+        return self.from_left(left) + self.from_right(right), self.spread(h)
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.out(z).sigmoid()
+
+
+WIRINGS = {
+    **MODELS,
+    "tokens": seeded(TokenVAE(), 4),
+    "parallel": seeded(ParallelVAE(norm=False), 5),
+    "parallel, one through a norm": seeded(ParallelVAE(norm=True), 6),
+}
+
+
 def activated(literal: Literal, edge: Edge, reader: str | None, side: str = "base") -> Tensor:
     """<what the reader takes in with only this edge patched minus what it takes in without, the gradient there>."""
     path, ports, units = edge
@@ -147,10 +193,10 @@ def test_cuts_of_few_edges_are_patched_and_others_are_not(
 
 
 @pytest.mark.usefixtures("nothing_patched")
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", WIRINGS)
 def test_a_small_move_is_worth_its_gradient_in_every_wiring(name: str) -> None:
     """Skips, gates, groups and attention: where units meet after a column its edges are those of `eap`."""
-    model = MODELS[name].double()
+    model = WIRINGS[name].double()
     base = pairs_for(model, 4).base.double()
     step = torch.randn(base.shape, generator=torch.Generator().manual_seed(3)).double()
     vae, pixels = nv.VAE(model, example=base), Pixels(model.image)

@@ -96,6 +96,7 @@ def test_a_screen_takes_what_is_largest_anywhere_and_what_is_largest_in_its_cut(
     assert len(screened) == 12
     assert size.argmax() in screened  # of all; those of the middle cut are a hundredth of it
     assert 20 + size[20:40].argmax() in screened
+    assert set(np.argsort(-size)[:9]) <= set(screened)  # three of four are chosen by size
     assert len(set(sampled)) == 7
     assert not set(sampled) & set(screened)
     assert set(Screen(0.2, sample=7).chosen(attributed, 1)[1]) != set(sampled)

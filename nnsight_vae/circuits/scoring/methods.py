@@ -46,7 +46,8 @@ _HALVES = {
     "average": ("base", "source"),
     "act at average": ("act at base", "act at source"),
 }
-FEW = 4  # edges of a cut up to which `eap-act` patches them, or one in `SHARE` of all edges: each carries much, too far from linear
+# `eap-act` patches the edges of a cut of at most FEW, or of one in SHARE of all edges: each carries much, too far from linear
+FEW = 4
 SHARE = 250
 _RULES: dict[str, Rule] = {"base": ((0.0, 1.0),), "source": ((1.0, 1.0),)}
 

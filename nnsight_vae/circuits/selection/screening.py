@@ -13,7 +13,7 @@ from nnsight_vae.circuits.scoring.edges import EdgeScores
 from nnsight_vae.circuits.selection.rules import FDR, Rule, check_rule
 from nnsight_vae.errors import CircuitError
 
-_LESS = 3  # edges chosen by size for one that is chosen by its cut
+_BY_SIZE = 3  # edges chosen by size for each that is chosen within its cut
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Screen:
         np.maximum.at(largest, scores.cut_of, share)
         within = np.divide(share, largest[scores.cut_of], out=np.zeros_like(share), where=share > 0)
         places = [np.argsort(np.argsort(-size.max(axis=1), kind="stable")) for size in (share, within)]
-        order = np.argsort(np.minimum(places[0], _LESS * places[1]), kind="stable")
+        order = np.argsort(np.minimum(places[0], _BY_SIZE * places[1]), kind="stable")
         n_screened = int(np.ceil(self.share * len(order)))
         rest = np.sort(order[n_screened:])
         sampled = np.random.default_rng(seed).choice(rest, min(self.sample, len(rest)), replace=False)

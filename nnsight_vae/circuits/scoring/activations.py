@@ -33,25 +33,26 @@ from nnsight_vae.updates import CONVOLVE
 
 
 def at_activations(
-    run: PairRun, readout: Readout, cuts: Sequence[Cut]
-) -> Iterator[tuple[Float[Tensor, "edge target pair"], ByTarget]]:
+    run: PairRun, readout: Readout, cuts: Sequence[Cut], scored: Sequence[bool]
+) -> Iterator[tuple[Float[Tensor, "edge target pair"] | None, ByTarget]]:
     """Noising of every edge, to first order after its target's activation, cut by cut, the readout's first.
 
     Args:
         run: the pairs; reversed, the result is minus the denoising effect.
         readout: m.
         cuts: all edges.
+        scored: whether the edges of each cut are; those into the readout are none of them, as they pass no activation.
 
-    Returns: the scores of a cut's edges, and the gradients in what its readers give.
+    Returns: the scores of a cut's edges, None where they are not wanted, and the gradients in what its readers give.
 
     Source: attribution patching with one nonlinearity taken exactly, as AtP* takes the softmax of attention, Kramar et al. 2024
         (arXiv 2403.00745), section 3.1; here it is the activation of an edge's target.
     """
     gradients = at_inputs(run, readout, (0.0,))
     worth: dict[int, list[Tensor]] = {}  # reader -> each target's gradient in what it takes in
-    for cut in reversed(cuts):
+    for cut, wanted in zip(reversed(cuts), reversed(scored), strict=True):
         there = [[gradient[0] for gradient in of_target] for of_target in gradients.pop()]
-        yield _scores(run, cut, there, worth), there
+        yield (_scores(run, cut, there, worth) if wanted else None), there
         for at, reader in enumerate(cut.readers):
             layer = run.wiring.columns[reader].layer if reader < len(run.wiring.columns) else None
             worth[reader] = [_pulled_back(layer, of_target[at], run.base_inputs[reader]) for of_target in there]
@@ -113,8 +114,6 @@ class _Way:
 def _scores(
     run: PairRun, cut: Cut, gradients: ByTarget, worth: dict[int, list[Tensor]]
 ) -> Float[Tensor, "edge target pair"]:
-    if cut.readers == (len(run.wiring.columns),):
-        return contracted(run, cut, gradients)
     result = run.base.x.new_zeros(len(cut), len(gradients), len(run))
     for at, column in enumerate(cut.readers):
         into = replace(cut, blocks=tuple(block for block in cut.blocks if block.reader == column))

@@ -198,10 +198,12 @@ def _activated(
     """
     sign, receiver = (-1, run.reversed()) if denoise else (1, run)
     last, few = len(cuts) - 1, max(FEW, sum(map(len, cuts)) // SHARE)
-    for i, (values, there) in zip(reversed(range(len(cuts))), at_activations(receiver, readout, cuts), strict=True):
+    estimated = [i < last and len(cut) > few for i, cut in enumerate(cuts)]
+    found = at_activations(receiver, readout, cuts, estimated)
+    for i, (values, there) in zip(reversed(range(len(cuts))), found, strict=True):
         if flat is not None and i == last:
             flat.add("act at source" if denoise else "act at base", run, [of_target[0] for of_target in there])
-        if i == last or len(cuts[i]) <= few:
+        if values is None:
             values = patched(receiver, cuts[i], readout, wanted[i], advance)
         else:
             values = values[torch.as_tensor(wanted[i], device=values.device)]
